@@ -1,0 +1,233 @@
+"""A folder of migrations, read without running any of it.
+
+A migration is a Python file that stands directly in the folder and whose name starts with neither
+`_` nor `.`; its name is the file's stem, and it defines `handle`. Everything else belongs to the
+migrations: modules that start with `_`, packages and data files, in the folder and below it,
+count in the set's digest. Left out are names that start with `.`, `__pycache__` and `.pyc` files.
+
+A sub-folder that holds migrations is a further set. A sub-folder of modules without `handle` is a
+package that the migrations may import.
+
+The order is the alphabetical one of the names. Where their numbers say otherwise, as `10_x` and
+`2_y` do, the folder is refused, unless its `__init__.py` has the line `order = "natural"`, which
+is read and not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from migrate_ckpt.digest import digest_of_file, digest_of_parts, digest_of_tree
+from migrate_ckpt.errors import FolderError, OrderMismatch, UnknownSet
+from migrate_ckpt.migration_file import MigrationFile as MigrationFile
+from migrate_ckpt.migration_file import is_candidate, may_be_migration, parse, read_file
+
+DEFAULT_SET = "default"
+
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NUMBER = re.compile(r"([0-9]+)")
+
+_TEMPLATE = '''\
+"""{title}.
+
+Why: what changed in the code, and where to read about it.
+"""
+
+from migrate_ckpt import CkptType
+
+
+def handle(ckpt: CkptType) -> CkptType:
+    return ckpt
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationSet:
+    """The migrations of one folder in their order; the digest also covers what stands beside."""
+
+    name: str
+    path: Path
+    files: tuple[MigrationFile, ...]
+    digest: str
+
+
+def read_folder(path: str | PathLike[str], *, set_name: str = DEFAULT_SET) -> MigrationSet:
+    """Read one folder as a set, which may have no migrations.
+
+    Raises:
+        FolderError: The folder cannot be read.
+        InvalidMigrationFile: A file does not parse or does not define `handle`.
+        OrderMismatch: The names' alphabetical order is not their numeric one.
+    """
+    folder = Path(path)
+    stems = _in_order(folder, sorted(p.stem for p in _listed(folder) if is_candidate(p)))
+    files = tuple(read_file(folder / f"{stem}.py") for stem in stems)
+    return MigrationSet(set_name, folder, files, _set_digest(folder, files))
+
+
+def read_sets(path: str | PathLike[str]) -> dict[str, MigrationSet]:
+    """Read the folder as the set `default`, and each sub-folder with migrations as another."""
+    folder = Path(path)
+    sets = {DEFAULT_SET: read_folder(folder)}
+    for sub_folder in sub_folders(folder, with_migrations=True):
+        name = sub_folder.name
+        if name == DEFAULT_SET or not _SET_NAME.fullmatch(name):
+            raise FolderError(
+                f"The folder {name!r} holds migrations and cannot be the name of a set: that is 1 "
+                f"to 64 letters, digits, dots, dashes and underscores, and not {DEFAULT_SET!r}.",
+                path=sub_folder,
+            )
+        sets[name] = read_folder(sub_folder, set_name=name)
+    return sets
+
+
+def read_set(path: str | PathLike[str], name: str = DEFAULT_SET) -> MigrationSet:
+    """Read one of the folder's sets.
+
+    Raises:
+        UnknownSet: The folder has no such set.
+    """
+    sets = read_sets(path)
+    if name not in sets:
+        raise UnknownSet(
+            f"There is no set {name!r}; there is: {', '.join(sets)}.",
+            path=Path(path),
+            name=name,
+            names=tuple(sets),
+        )
+    return sets[name]
+
+
+def new_migration(path: str | PathLike[str], name: str) -> Path:
+    """Write the file of a new migration that comes last in the folder's order; return its path.
+
+    Raises:
+        FolderError: The name holds other characters than letters, digits and underscores, or no
+            number in front of it makes it the last.
+    """
+    folder = Path(path)
+    if not re.fullmatch(r"\w{1,200}", name):
+        raise FolderError(
+            f"{name!r} cannot be the name of a migration: use letters, digits and underscores.",
+            path=folder,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    stems = [file.name for file in read_folder(folder).files]
+    stem = f"{_next_number(stems)}_{name}"
+    if _in_order(folder, sorted([*stems, stem]))[-1] != stem:
+        raise FolderError(
+            f"{stem!r} would not come after {stems[-1]!r}. Write the file by hand, under a name "
+            "that does.",
+            path=folder,
+        )
+    target = folder / f"{stem}.py"
+    with target.open("x", encoding="utf-8") as file:
+        file.write(_TEMPLATE.format(title=name.replace("_", " ").strip().capitalize()))
+    return target
+
+
+def _next_number(stems: Sequence[str]) -> str:
+    """Count on from the highest number in front of a name, with as many digits."""
+    found = [number[0] for number in map(re.compile("[0-9]+").match, stems) if number]
+    last = max(found, key=int, default="0000")
+    return str(int(last) + 1).zfill(len(last))
+
+
+def sub_folders(folder: Path, *, with_migrations: bool) -> list[Path]:
+    """Return the sub-folders that hold migrations, or those that do not, sorted."""
+    return [
+        path
+        for path in _listed(folder)
+        if path.is_dir()
+        and not path.name.startswith(".")
+        and path.name != "__pycache__"
+        and _holds_migrations(path) is with_migrations
+    ]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> FolderError:
+    return FolderError(
+        f"The migrations cannot be read: {error.strerror}: {str(path)!r}.", path=path
+    )
+
+
+def _holds_migrations(folder: Path) -> bool:
+    return not folder.name.startswith("_") and any(
+        may_be_migration(path) for path in _listed(folder) if is_candidate(path)
+    )
+
+
+def _in_order(folder: Path, stems: list[str]) -> list[str]:
+    by_number = sorted(stems, key=_natural_key)
+    if stems == by_number or _declares_natural_order(folder):
+        return by_number
+    moved = [pair for pair in zip(stems, by_number, strict=True) if pair[0] != pair[1]]
+    early, late = moved[0]
+    raise OrderMismatch(
+        f"Alphabetical and numeric order disagree: {early!r} comes before {late!r}, although its "
+        "number is the higher one. Give the numbers the same width (0002_y, 0010_x); or, if the "
+        'names are in histories already, write `order = "natural"` into the folder\'s __init__.py '
+        "to order by number.",
+        path=folder,
+        names=[stem for stem, _ in moved],
+    )
+
+
+def _natural_key(stem: str) -> tuple[list[str | int], str]:
+    parts = _NUMBER.split(stem)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], stem
+
+
+def _declares_natural_order(folder: Path) -> bool:
+    init = folder / "__init__.py"
+    if not init.is_file():
+        return False
+    return any(
+        isinstance(node, ast.Assign)
+        and any(isinstance(t, ast.Name) and t.id == "order" for t in node.targets)
+        and isinstance(node.value, ast.Constant)
+        and node.value.value == "natural"
+        for node in parse(init).body
+    )
+
+
+def _set_digest(folder: Path, files: Sequence[MigrationFile]) -> str:
+    own = {file.path for file in files}
+    sub_sets = set(sub_folders(folder, with_migrations=True))
+    parts = [part for file in files for part in (file.name, file.digest)]
+    for path in _files_below(folder, sub_sets):
+        if path not in own:
+            parts += [path.relative_to(folder).as_posix(), _digest_of_file(path)]
+    return digest_of_parts(parts)
+
+
+def _files_below(folder: Path, left_out: Collection[Path]) -> Iterator[Path]:
+    for path in _listed(folder):
+        if path.name.startswith(".") or path.name == "__pycache__" or path in left_out:
+            continue
+        if path.is_dir():
+            yield from _files_below(path, left_out)
+        elif path.is_file() and path.suffix != ".pyc":
+            yield path
+
+
+def _digest_of_file(path: Path) -> str:
+    if path.suffix == ".py":
+        return digest_of_tree(parse(path))
+    try:
+        with path.open("rb") as file:
+            return digest_of_file(file)
+    except OSError as error:
+        raise _unreadable(path, error) from error

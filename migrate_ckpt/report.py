@@ -1,0 +1,101 @@
+"""The report: what a run did, as a value, as JSON, and as the short line of a response header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from migrate_ckpt.plan import Plan
+
+_HEADER_LISTS = ("ran", "pending", "missed", "unknown", "changed")
+_HEADER_FACTS = ("set", "set_digest", "fingerprint")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did.
+
+    The plan tells the states before the run. `pending`, `missed`, `applied` and `changed` tell
+    those after it: each migration of the set is in exactly one of them. `recorded` are migrations
+    that did not run because an earlier one of this run wrote their names into the history.
+    `source`, `target`, `bytes_verified` and `fingerprint` are facts of files, known to whoever
+    reads and writes them.
+    """
+
+    plan: Plan
+    ran: tuple[str, ...] = ()
+    seconds: tuple[float, ...] = ()
+    """Of each migration in `ran`; not part of `to_dict`, which is the same for every run."""
+    warnings: tuple[str, ...] = ()
+    recorded: tuple[str, ...] = ()
+    source: Mapping[str, Any] | None = None
+    target: Mapping[str, Any] | None = None
+    bytes_verified: bool | None = None
+    fingerprint: str | None = None
+
+    @property
+    def applied(self) -> tuple[str, ...]:
+        done = {*self.plan.applied, *self.ran, *self.recorded}
+        return tuple(step.name for step in self.plan.steps if step.name in done)
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        return self._left(self.plan.pending)
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        return self._left(self.plan.missed)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return self.plan.unknown
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        return self.plan.changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole report as plain data, ready for JSON."""
+        return {
+            "set": self.plan.set_name,
+            "set_digest": self.plan.set_digest,
+            "policy": self.plan.policy,
+            "to": self.plan.to,
+            "ran": list(self.ran),
+            "applied": list(self.applied),
+            "pending": list(self.pending),
+            "missed": list(self.missed),
+            "unknown": list(self.unknown),
+            "changed": list(self.changed),
+            "renamed": [{"from": old, "to": new} for old, new in self.plan.renamed],
+            "steps": [step.to_dict() for step in self.plan.steps],
+            "warnings": list(self.warnings),
+            "source": None if self.source is None else dict(self.source),
+            "target": None if self.target is None else dict(self.target),
+            "bytes_verified": self.bytes_verified,
+            "fingerprint": self.fingerprint,
+        }
+
+    def to_header(self, max_bytes: int = 2048) -> str:
+        """Return the report's core as one line of ASCII JSON of at most so many bytes.
+
+        If it would be longer, each list is cut after its first names, `"truncated"` is true and
+        `"counts"` has the lists' true lengths.
+        """
+        full = self.to_dict()
+        lists = {key: full[key] for key in _HEADER_LISTS}
+        facts = {key: full[key] for key in _HEADER_FACTS}
+        line = json.dumps({**lists, **facts})
+        counts = {key: len(names) for key, names in lists.items()}
+        length = max(counts.values())
+        while len(line) > max_bytes and length > 0:
+            length //= 2
+            cut = {key: names[:length] for key, names in lists.items()}
+            line = json.dumps({**cut, **facts, "counts": counts, "truncated": True})
+        return line
+
+    def _left(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        done = {*self.ran, *self.recorded}
+        return tuple(name for name in names if name not in done)

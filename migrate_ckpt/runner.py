@@ -1,0 +1,235 @@
+"""The runner: applies a plan to a checkpoint in memory and keeps its history.
+
+A migration sees the history in the checkpoint, with the names of those that ran before it, and
+may do three things to it:
+
+* drop it, by building a new mapping or losing `_metadata`: then it is put back;
+* rewrite it, as projects do whose migrations got other names: then what it wrote is the history
+  from there on. Names it leaves out are gone, and a migration of this run whose name it writes
+  does not run any more;
+* write something that is no history: then it has failed.
+
+The history stays where it was found. A new one goes into the `_metadata` of a flat state dict
+and under the key of any other checkpoint; the same choice is made again when migrations turn the
+one kind into the other.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from types import CodeType
+
+from migrate_ckpt.errors import HistoryWarning, InvalidHistory, MigrationFailed
+from migrate_ckpt.history import (
+    Place,
+    Record,
+    is_flat_state_dict,
+    read_history,
+    write_history,
+)
+from migrate_ckpt.migration import CkptType, Migration
+from migrate_ckpt.plan import Plan, make_plan
+from migrate_ckpt.report import Report
+
+OnStep = Callable[[int, int, str], None]
+"""Called before each migration with its position, counted from one, their count, its name."""
+
+
+def migrate_ckpt(
+    ckpt: CkptType, migrations: Sequence[Migration]
+) -> tuple[CkptType, list[Migration]]:
+    """Run what is pending and return the new checkpoint and the migrations that ran.
+
+    The checkpoint passed in is never changed: it is copied once if there is anything to run, and
+    returned itself if there is nothing. The history is kept under `ckpt_migration_key`. It is
+    never refused; what it says of a wrong folder or an edited migration is a `HistoryWarning`.
+
+    Raises:
+        InvalidHistory: What the checkpoint has under that key is no list of names.
+        MigrationFailed: A migration raised or returned no checkpoint.
+    """
+    plan = make_plan(migrations, read_history(ckpt), allow_unknown_history=True)
+    return run_in_memory(ckpt, plan, lambda: migrations)
+
+
+def run_in_memory(
+    ckpt: CkptType, plan: Plan, load: Callable[[], Sequence[Migration]]
+) -> tuple[CkptType, list[Migration]]:
+    """Run a plan on a copy of a checkpoint; loads no migration if there is nothing to run."""
+    _warn(plan)
+    if not plan.to_run:
+        return ckpt, []
+    migrations = load()
+    migrated, report = run_plan(deepcopy(ckpt), plan, migrations, history_in_metadata=False)
+    return migrated, [m for m in migrations if m.name in report.ran]
+
+
+def run_plan(
+    ckpt: CkptType,
+    plan: Plan,
+    migrations: Iterable[Migration],
+    *,
+    on_step: OnStep | None = None,
+    history_in_metadata: bool = True,
+) -> tuple[CkptType, Report]:
+    """Run a plan on a checkpoint that the caller has made its own, for it is changed.
+
+    The plan was made for this checkpoint's history. With `history_in_metadata=False` the history
+    is kept under the key whatever the checkpoint is.
+
+    Raises:
+        MigrationFailed: A migration raised or returned no checkpoint; carries the report so far.
+    """
+    run = _Run(ckpt, plan, history_in_metadata=history_in_metadata)
+    callbacks = {migration.name: migration for migration in migrations}
+    for position, name in enumerate(plan.to_run, 1):
+        if on_step is not None:
+            on_step(position, len(plan.to_run), name)
+        run.step(callbacks[name], position)
+    return run.finish()
+
+
+class _Run:
+    """The state of one run: the checkpoint, its history and the report so far."""
+
+    def __init__(self, ckpt: CkptType, plan: Plan, *, history_in_metadata: bool) -> None:
+        found = read_history(ckpt)
+        self.ckpt = ckpt
+        self.plan = plan
+        self.history = found.with_renamed(plan.renamed, set_name=plan.set_name)
+        self.report = Report(plan, warnings=plan.warnings)
+        self._order = [step.name for step in plan.steps if step.state != "unknown"]
+        self._was_flat = is_flat_state_dict(ckpt)
+        self._allows_metadata = history_in_metadata
+
+    def step(self, migration: Migration, position: int) -> None:
+        if self._is_recorded_meanwhile(migration.name):
+            return
+        started = time.perf_counter()
+        try:
+            self.ckpt = _apply(migration, self.ckpt)
+            self._adopt_history()
+        # A migration that calls sys.exit must not end the process that runs it.
+        except (Exception, SystemExit) as error:
+            raise self._failure(migration, position, error) from error
+        self._record(migration, time.perf_counter() - started)
+
+    def finish(self) -> tuple[CkptType, Report]:
+        if self.plan.has_work:
+            self._write_history()
+        return self.ckpt, self.report
+
+    def _is_recorded_meanwhile(self, name: str) -> bool:
+        if self.history.find(name, set_name=self.plan.set_name) is None:
+            return False
+        sentence = f"Not run, because an earlier migration wrote it into the history: {name}."
+        self.report = replace(
+            self.report,
+            recorded=(*self.report.recorded, name),
+            warnings=(*self.report.warnings, sentence),
+        )
+        return True
+
+    def _adopt_history(self) -> None:
+        found = read_history(self.ckpt)
+        if found.place is not None:
+            self.history = found.refined_by(self.history)
+
+    def _record(self, migration: Migration, seconds: float) -> None:
+        # A list of functions is no set: its names count everywhere, as in the original library.
+        is_of_set = migration.digest is not None or self.plan.set_name != "default"
+        record = Record(migration.name, self.plan.set_name if is_of_set else None, migration.digest)
+        self.history = self.history.with_record(record, self._order, set_name=self.plan.set_name)
+        self._write_history()
+        self.report = replace(
+            self.report,
+            ran=(*self.report.ran, migration.name),
+            seconds=(*self.report.seconds, seconds),
+        )
+
+    def _write_history(self) -> None:
+        before = self.ckpt
+        place = self._place() if self._allows_metadata else "key"
+        self.ckpt = write_history(before, self.history, in_metadata=place == "metadata")
+        self.history = replace(self.history, place=place)
+        self._was_flat = is_flat_state_dict(self.ckpt)
+        if self.ckpt is not before:
+            sentence = (
+                "The history of a flat state dict is kept in its _metadata, which a "
+                f"{type(before).__name__} cannot have: the checkpoint is an OrderedDict now."
+            )
+            known = self.report.warnings
+            self.report = replace(self.report, warnings=tuple(dict.fromkeys((*known, sentence))))
+
+    def _place(self) -> Place:
+        is_flat = is_flat_state_dict(self.ckpt)
+        if self.history.place is None or is_flat != self._was_flat:
+            return "metadata" if is_flat else "key"
+        return self.history.place
+
+    def _failure(
+        self, migration: Migration, position: int, error: BaseException
+    ) -> MigrationFailed:
+        count = len(self.plan.to_run)
+        reason = str(error) if isinstance(error, _BadResult) else _describe(error)
+        where = _where(migration, error)
+        return MigrationFailed(
+            f"The migration {migration.name} ({position} of {count}) failed{where}: {reason}",
+            name=migration.name,
+            position=position,
+            count=count,
+            report=self.report,
+        )
+
+
+class _BadResult(TypeError):
+    """`handle` returned what is no checkpoint."""
+
+
+def _apply(migration: Migration, ckpt: CkptType) -> CkptType:
+    result: object = migration.callback(ckpt)
+    if result is None:
+        raise _BadResult("it returned nothing. End it with `return ckpt`.")
+    if not isinstance(result, MutableMapping):
+        raise _BadResult(
+            f"it returned a {type(result).__name__}, and a checkpoint is a mutable mapping."
+        )
+    return result
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, InvalidHistory):
+        return f"it left an unusable history. {error}"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _where(migration: Migration, error: BaseException) -> str:
+    """Name the file, and the line of it that the error came through last."""
+    code = getattr(migration.callback, "__code__", None)
+    if not isinstance(code, CodeType):
+        return ""
+    lines = []
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == code.co_filename:
+            lines.append(frame.tb_lineno)
+        frame = frame.tb_next
+    line = lines[-1] if lines else code.co_firstlineno
+    return f" in {Path(code.co_filename).name}, line {line}"
+
+
+def _warn(plan: Plan) -> None:
+    if plan.has_unknown_history:
+        _say("The history names none of these migrations, so all of them run", plan.unknown)
+    if plan.changed:
+        _say("Edited since they were applied, and not run again", plan.changed)
+
+
+def _say(text: str, names: Sequence[str]) -> None:
+    # Past _say, _warn, run_in_memory and migrate_ckpt or migrate_from_folder: the caller's line.
+    warnings.warn(f"{text}: {', '.join(names)}.", HistoryWarning, stacklevel=5)

@@ -1,0 +1,127 @@
+"""What holds for every folder, every history and every policy."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, get_args
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrate_ckpt.history import History, Record, ckpt_migration_key, read_history
+from migrate_ckpt.migration import CkptType, Migration
+from migrate_ckpt.plan import Plan, Policy, make_plan
+from migrate_ckpt.runner import migrate_ckpt, run_plan
+
+NAMES = st.text("abcdefgh", min_size=1, max_size=2)
+FOLDERS = st.lists(NAMES, unique=True, max_size=8).map(sorted)
+RECORDS = st.builds(
+    Record,
+    NAMES,
+    st.sampled_from([None, "default", "other"]),
+    st.none() | st.sampled_from(["1:0", "1:1", "2:0"]),
+)
+HISTORIES = st.lists(RECORDS, unique_by=lambda r: (r.name, r.set), max_size=8).map(
+    lambda records: History(tuple(records))
+)
+NAME_LISTS = st.lists(NAMES, unique=True, max_size=8)
+POLICIES = st.sampled_from([p for p in get_args(Policy) if p != "strict"])
+
+
+def note(name: str) -> Migration:
+    """Make a migration that notes that it ran."""
+
+    def handle(ckpt: CkptType) -> CkptType:
+        ckpt.setdefault("ran", []).append(name)
+        return ckpt
+
+    return Migration(name, handle, digest=f"1:{len(name) % 2}")
+
+
+def plan(folder: list[str], history: History, policy: Policy, to: str | None = None) -> Plan:
+    migrations = [note(name) for name in folder]
+    return make_plan(migrations, history, policy=policy, to=to, allow_unknown_history=True)
+
+
+@given(FOLDERS, HISTORIES, POLICIES)
+def test_each_migration_has_one_state_and_the_folders_order_is_kept(
+    folder: list[str], history: History, policy: Policy
+) -> None:
+    made = plan(folder, history, policy)
+
+    assert [step.name for step in made.steps if step.state != "unknown"] == folder
+    known = (*made.applied, *made.pending, *made.missed, *made.changed)
+    assert sorted(known) == folder
+    assert not set(made.unknown) & set(folder)
+
+
+@given(FOLDERS, HISTORIES, POLICIES)
+def test_missed_comes_before_and_pending_after_the_last_applied(
+    folder: list[str], history: History, policy: Policy
+) -> None:
+    made = plan(folder, history, policy)
+
+    last = max((folder.index(n) for n in (*made.applied, *made.changed)), default=-1)
+    assert all(folder.index(name) < last for name in made.missed)
+    assert all(folder.index(name) > last for name in made.pending)
+
+
+@given(FOLDERS, HISTORIES, POLICIES)
+def test_name_in_the_history_never_runs_again(
+    folder: list[str], history: History, policy: Policy
+) -> None:
+    counted = {record.name for record in history.records if record.counts_in("default")}
+
+    assert not counted & set(plan(folder, history, policy).to_run)
+
+
+@given(FOLDERS.filter(bool), HISTORIES, POLICIES, st.data())
+def test_stopping_early_and_going_on_is_running_at_once(
+    folder: list[str], history: History, policy: Policy, data: Any
+) -> None:
+    to = data.draw(st.sampled_from(folder))
+    migrations = [note(name) for name in folder]
+
+    def run(ckpt: CkptType, to: str | None) -> CkptType:
+        made = make_plan(
+            migrations, read_history(ckpt), policy=policy, to=to, allow_unknown_history=True
+        )
+        return run_plan(ckpt, made, migrations)[0]
+
+    ckpt = {ckpt_migration_key: [r.name for r in history.records if r.set is None]}
+
+    assert run(run(deepcopy(ckpt), to), None) == run(deepcopy(ckpt), None)
+
+
+@given(FOLDERS, NAME_LISTS)
+def test_second_run_has_nothing_to_do(folder: list[str], names: list[str]) -> None:
+    migrations = [note(name) for name in folder]
+    before = make_plan(
+        migrations,
+        History(tuple(map(Record, names))),
+        policy="run-missed",
+        allow_unknown_history=True,
+    )
+    ckpt, _ = run_plan({ckpt_migration_key: names}, before, migrations)
+
+    after = plan(folder, read_history(ckpt), "run-missed")
+
+    assert not after.has_work
+
+
+@given(FOLDERS, NAME_LISTS)
+def test_original_functions_run_what_the_original_library_would(
+    folder: list[str], names: list[str]
+) -> None:
+    last = max((i for i, name in enumerate(folder) if name in names), default=-1)
+    ckpt = {ckpt_migration_key: list(names)}
+
+    plan_of_ours = plan(folder, History(tuple(map(Record, names))), "skip-missed")
+    expected = folder[last + 1 :]
+
+    assert list(plan_of_ours.to_run) == expected
+    if last >= 0 or not names:
+        migrated, done = migrate_ckpt(ckpt, [Migration(n, note(n).callback) for n in folder])
+        assert [m.name for m in done] == expected
+        assert migrated.get("ran", []) == expected
+        assert ckpt == {ckpt_migration_key: names}
