@@ -1,0 +1,91 @@
+"""How the command tells a plan, a report, an inspection and an error to a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from migrate_ckpt.errors import MigrateCkptError, MigrationFailed
+from migrate_ckpt.inspection import Inspection
+from migrate_ckpt.outline import OutlineEntry
+from migrate_ckpt.plan import Plan, Step
+from migrate_ckpt.report import Report
+
+MAX_OUTLINE_LINES = 200
+
+
+def describe_plan(source: Path, plan: Plan, *, verbose: bool) -> str:
+    """One line, or one for each migration besides."""
+    counts = {
+        state: len(plan.names(state))
+        for state in ("applied", "pending", "missed", "unknown", "changed")
+    }
+    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    line = f"{source}: {_counted(len(plan.to_run))} to run ({states or 'the set is empty'})"
+    if not verbose:
+        return line
+    width = max((len(step.name) for step in plan.steps), default=0)
+    return "\n".join((line, *(_describe_step(step, width) for step in plan.steps)))
+
+
+def describe_report(source: Path, target: Path, report: Report) -> str:
+    """What ran, what did not and why."""
+    where = str(source) if source == target else f"{source} -> {target}"
+    titles = {step.name: step.title for step in report.plan.steps}
+    lines = [
+        f"{where}: {_counted(len(report.ran))} ran" if report.ran else f"{where}: nothing to run"
+    ]
+    lines += [f"  {name}  {titles[name]}".rstrip() for name in report.ran]
+    lines += [f"  warning: {sentence}" for sentence in report.warnings]
+    if report.pending:
+        lines.append(f"  still pending: {', '.join(report.pending)}")
+    return "\n".join(lines)
+
+
+def describe_inspection(source: Path, inspection: Inspection) -> str:
+    """Format, history, what it names, and the outline."""
+    lines = [
+        f"{source}: {inspection.format}, {inspection.size:,} bytes, pickle protocol {inspection.protocol}"
+    ]
+    if inspection.history_error:
+        lines.append(f"history: unusable: {inspection.history_error}")
+    else:
+        names = inspection.history.names if inspection.history else ()
+        lines.append(f"history: {', '.join(names) or 'none'}")
+    for title, counts in (("calls", inspection.calls), ("hidden calls", inspection.hidden_calls)):
+        if counts:
+            lines.append(f"{title} that a load which trusts the file would make:")
+            lines += [f"  {count:>6} x {path}" for path, count in counts.items()]
+    only_named = [path for path in inspection.globals if path not in inspection.calls]
+    if only_named:
+        lines.append(f"also names: {', '.join(only_named)}")
+    lines.append("outline:")
+    lines += [f"  {_describe_entry(entry)}" for entry in inspection.entries[:MAX_OUTLINE_LINES]]
+    if len(inspection.entries) > MAX_OUTLINE_LINES:
+        lines.append(f"  and {len(inspection.entries) - MAX_OUTLINE_LINES} more (--json has all)")
+    return "\n".join(lines)
+
+
+def describe_error(error: Exception, source: Path | None = None) -> str:
+    """What failed, why, and what to do; for a failed migration also what it stood on."""
+    kind = error.error_type if isinstance(error, MigrateCkptError) else "error"
+    where = f"{source}: " if source else ""
+    lines = [f"migrate-ckpt: {where}{kind}: {error}"]
+    if isinstance(error, MigrationFailed) and error.report.ran:
+        lines.append(f"  before it ran: {', '.join(error.report.ran)}; nothing was written")
+    return "\n".join(lines)
+
+
+def _counted(count: int) -> str:
+    return f"{count} migration" if count == 1 else f"{count} migrations"
+
+
+def _describe_step(step: Step, width: int) -> str:
+    mark = ">" if step.will_run else " "
+    return f"  {mark} {step.state:<8} {step.name:<{width}}  {step.title}".rstrip()
+
+
+def _describe_entry(entry: OutlineEntry) -> str:
+    path = " / ".join(entry.path)
+    if entry.shape is not None:
+        return f"{path}: {entry.dtype} {list(entry.shape)}"
+    return f"{path}: {entry.kind} {entry.text or ''}".rstrip()

@@ -1,0 +1,255 @@
+"""Foreign objects: what a checkpoint holds of classes that are never imported.
+
+A pickle builds such an object by instructions: call this, set that state, append these items. A foreign object is
+those instructions, its recipe, in a shape that a migration can work with as with the real thing:
+
+* with a state of names and values it answers attribute get, set and delete, and `vars()`;
+* built with items it answers as a mapping or as a sequence;
+* `obj.__class__` names the class that the file names, with `__module__` and `__qualname__`.
+
+Whatever else is asked of it is a `ForeignObjectError`, never a wrong answer. It is written back as the same
+instructions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, MutableMapping, MutableSequence
+from typing import Any, NoReturn
+
+from .errors import ForeignObjectError
+
+_class_slot = object.__dict__["__class__"]
+
+
+class ForeignGlobal(type):
+    """A class or function that a file names. It is a class itself, because the pickle machinery asks for one."""
+
+    @staticmethod
+    def named(module: str, name: str) -> ForeignGlobal:
+        """A global to put into a checkpoint by name, as in `recipe(obj).function = ForeignGlobal.named(...)`."""
+        return type.__new__(
+            ForeignGlobal, name, (), {"__module__": module, "__qualname__": name, "__slots__": ()}
+        )
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ForeignObjectError(
+            f"{global_path(cls)} is only named in the checkpoint, not imported: it cannot be called"
+        )
+
+    def __repr__(cls) -> str:
+        return f"<foreign global {global_path(cls)}>"
+
+
+class Recipe:
+    """How a pickle builds one foreign object.
+
+    Attributes:
+        function: What is called or instantiated: a foreign global, or the foreign object that an earlier call gave.
+        args: The positional arguments.
+        kwargs: The keyword arguments, None when there are none.
+        is_new: Whether `function` is instantiated through `__new__` (opcode NEWOBJ), not called (REDUCE).
+        state_kind: None; "dict": the state is the object's `__dict__`; "slots": so it is, and the names in
+            `slot_names` belong to slots; "other": any other value, in `state`.
+        items: What was appended to it (a list) or set in it (a dict), else None.
+        setter: The function that sets the state (sixth item of `__reduce__`), mostly None.
+    """
+
+    __slots__ = (
+        "args",
+        "function",
+        "is_new",
+        "items",
+        "kwargs",
+        "setter",
+        "slot_names",
+        "state",
+        "state_kind",
+    )
+
+    def __init__(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, *, is_new: bool
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.is_new = is_new
+        self.state_kind: str | None = None
+        self.state: Any = None
+        self.slot_names: tuple[str, ...] | None = None
+        self.items: Any = None
+        self.setter: Any = None
+
+
+def recipe(obj: ForeignObject) -> Recipe:
+    """The instructions that build a foreign object; they may be edited."""
+    return obj.__recipe__
+
+
+def global_path(cls: type) -> str:
+    """Module and name of a foreign global, joined by a dot."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _describe(obj: ForeignObject) -> str:
+    function = obj.__recipe__.function
+    if isinstance(function, ForeignGlobal):
+        return global_path(function)
+    return f"a call of what {_describe(function)} gave"
+
+
+def _unanswerable(question: str) -> Any:
+    def refuse(self: ForeignObject, *args: Any) -> NoReturn:
+        raise ForeignObjectError(
+            f"{_describe(self)} is a foreign object, kept without importing its class: it cannot answer {question}. "
+            "Edit its attributes, items or recipe, replace it, or drop it"
+        )
+
+    return refuse
+
+
+class Recorded:
+    """The layout that foreign objects share with what a reader records, so that one can become the other."""
+
+    __slots__ = ("__dict__", "__recipe__", "__weakref__")
+    __recipe__: Recipe
+
+
+class ForeignObject(Recorded):
+    """An object of a class that is not imported. See the module for what it answers."""
+
+    __slots__ = ()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        function = self.__recipe__.function
+        return function if isinstance(function, ForeignGlobal) else type(self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        if self.__recipe__.state_kind in ("dict", "slots"):
+            raise AttributeError(
+                f"the foreign {_describe(self)} holds no attribute {name!r}; it holds {sorted(vars(self))}"
+            )
+        _unanswerable(f"for its attribute {name!r}")(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__recipe__.state_kind == "other":
+            _unanswerable(f"the setting of {name!r}")(self)
+        object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if other is None:
+            return False
+        return bool(_unanswerable("==")(self))
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        parts = [f"<foreign {_describe(self)}"]
+        if self.__recipe__.args:
+            parts.append(f"{len(self.__recipe__.args)} arguments")
+        if vars(self):
+            parts.append(f"attributes {', '.join(map(str, vars(self)))}")
+        if self.__recipe__.items is not None:
+            parts.append(f"{len(self.__recipe__.items)} items")
+        return "; ".join(parts) + ">"
+
+    __str__ = _unanswerable("str()")
+    __bool__ = _unanswerable("whether it is true")
+    __int__ = _unanswerable("int()")
+    __float__ = _unanswerable("float()")
+    __index__ = _unanswerable("for an index")
+    __call__ = _unanswerable("a call")
+    __iter__ = _unanswerable("for its items")
+    __len__ = _unanswerable("len()")
+    __getitem__ = _unanswerable("for an item")
+    __lt__ = _unanswerable("<")
+    __gt__ = _unanswerable(">")
+    __le__ = _unanswerable("<=")
+    __ge__ = _unanswerable(">=")
+    __reduce_ex__ = _unanswerable("pickle; `write_checkpoint` can write it")
+
+    def __copy__(self) -> ForeignObject:
+        return _duplicate(self, lambda value: value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForeignObject:
+        return _duplicate(self, lambda value: copy.deepcopy(value, memo), memo)
+
+
+def _duplicate(
+    obj: ForeignObject, copied: Any, memo: dict[int, Any] | None = None
+) -> ForeignObject:
+    old = obj.__recipe__
+    new = Recipe(old.function, (), None, is_new=old.is_new)
+    twin: ForeignObject = object.__new__(type(obj))
+    object.__setattr__(twin, "__recipe__", new)
+    if memo is not None:
+        memo[id(obj)] = twin
+    new.function, new.args, new.kwargs = copied(old.function), copied(old.args), copied(old.kwargs)
+    new.state_kind, new.state, new.slot_names = old.state_kind, copied(old.state), old.slot_names
+    new.setter = copied(old.setter)
+    new.items = copied(copy.copy(old.items))
+    vars(twin).update(copied(dict(vars(obj))))
+    return twin
+
+
+class ForeignMapping(ForeignObject, MutableMapping[Any, Any]):
+    """A foreign object that was built with keys and values, such as a `defaultdict`."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__recipe__.items[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.__recipe__.items[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self.__recipe__.items[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.__recipe__.items)
+
+    def __len__(self) -> int:
+        return len(self.__recipe__.items)
+
+    def __bool__(self) -> bool:
+        return bool(self.__recipe__.items)
+
+    __eq__ = ForeignObject.__eq__
+    __hash__ = ForeignObject.__hash__
+
+
+class ForeignSequence(ForeignObject, MutableSequence[Any]):
+    """A foreign object that was built with items in order, such as a `deque`."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__recipe__.items[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.__recipe__.items[index] = value
+
+    def __delitem__(self, index: Any) -> None:
+        del self.__recipe__.items[index]
+
+    def __len__(self) -> int:
+        return len(self.__recipe__.items)
+
+    def __bool__(self) -> bool:
+        return bool(self.__recipe__.items)
+
+    __iter__ = MutableSequence.__iter__
+
+    def insert(self, index: int, value: Any) -> None:
+        self.__recipe__.items.insert(index, value)
+
+
+def become(obj: Recorded, cls: type[ForeignObject]) -> None:
+    """Give an object that was recorded while it was read the class that answers migrations."""
+    _class_slot.__set__(obj, cls)

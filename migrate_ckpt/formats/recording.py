@@ -1,0 +1,249 @@
+"""Records what a pickle does to the globals that it names, in place of doing it."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from migrate_ckpt.errors import UnsafePickle
+from migrate_ckpt.foreign import (
+    ForeignGlobal,
+    ForeignMapping,
+    ForeignObject,
+    ForeignSequence,
+    Recipe,
+    Recorded,
+    become,
+)
+from migrate_ckpt.formats.plain_values import NOT_FOLDED, PLAIN_FOLDS, Fold
+
+if TYPE_CHECKING:
+    from migrate_ckpt.formats.pickle_reader import TensorBuilder
+
+MAX_NAME_LENGTH = 1000
+
+_GETATTR = (("builtins", "getattr"), ("__builtin__", "getattr"))
+
+
+class Load:
+    """What is known of one load: the globals named, the objects recorded."""
+
+    def __init__(self, builder: TensorBuilder) -> None:
+        self.builder = builder
+        self.globals: dict[tuple[str, str], Any] = {}
+        self.nodes: list[Any] = []
+        self.ordered: list[OrderedDict[Any, Any]] = []
+        self.hidden_calls: list[ForeignObject] = []
+        self.folds: dict[tuple[str, str], Fold] = {**PLAIN_FOLDS, **builder.folds()}
+        self.folds["collections", "OrderedDict"] = self._ordered_dict
+        self.folds.update(dict.fromkeys(_GETATTR, self._nested))
+
+    def find(self, module: str, name: str) -> Any:
+        key = (module, name)
+        if key in self.globals:
+            return self.globals[key]
+        for text in key:
+            if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable():
+                raise UnsafePickle("the pickle names a global in a way that no pickler writes")
+        found = self.builder.constant(module, name)
+        self.globals[key] = found = self._new_global(module, name) if found is NOT_FOLDED else found
+        return found
+
+    def record(
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        is_new: bool = False,
+    ) -> Any:
+        node = object.__new__(_Node)
+        node.__recipe__ = Recipe(function, args, kwargs, is_new=is_new)
+        self.nodes.append(node)
+        return node
+
+    def call(self, function: ForeignGlobal, args: tuple[Any, ...]) -> Any:
+        fold = self.folds.get((function.__module__, function.__qualname__))
+        value = NOT_FOLDED if fold is None else fold(*args)
+        return self.record(function, args) if value is NOT_FOLDED else value
+
+    def finish(self) -> None:
+        """Turn what was recorded into foreign objects, which answer migrations."""
+        for ordered in self.ordered:
+            if any(hasattr(OrderedDict, name) for name in vars(ordered)):
+                raise UnsafePickle("the pickle replaces a method of an OrderedDict")
+        for found in self.globals.values():
+            if isinstance(found, ForeignGlobal):
+                _stop_recording(found)
+        self._take_hidden_calls()
+        for node in self.nodes:
+            _become_foreign(node)
+
+    def _new_global(
+        self, module: str, name: str, via: tuple[Any, tuple[Any, ...]] | None = None
+    ) -> ForeignGlobal:
+        load = self
+
+        def new(cls: ForeignGlobal, *args: Any, **kwargs: Any) -> Any:
+            return load.record(cls, args, kwargs or None, is_new=True)
+
+        members = {
+            "__module__": module,
+            "__qualname__": name,
+            "__slots__": (),
+            "__new__": new,
+            "__via__": via,
+        }
+        found = type.__new__(_RecordingGlobal, name, (), members)
+        type.__setattr__(found, "__load__", self)
+        return found
+
+    def _nested(self, *args: Any) -> Any:
+        """`getattr(Outer, "Inner")`: how pickle names a nested class before protocol 4."""
+        if not (len(args) == 2 and isinstance(args[0], ForeignGlobal) and type(args[1]) is str):
+            return NOT_FOLDED
+        outer, name = args
+        key = (outer.__module__, f"{outer.__qualname__}.{name}")
+        if key not in self.globals:
+            getattr_global = next(self.globals[path] for path in _GETATTR if path in self.globals)
+            self.globals[key] = self._new_global(*key, via=(getattr_global, args))
+        return self.globals[key]
+
+    def _ordered_dict(self, *args: Any) -> Any:
+        if args and not (
+            len(args) == 1
+            and type(args[0]) is list
+            and all(type(pair) in (list, tuple) for pair in args[0])
+        ):
+            return NOT_FOLDED
+        self.ordered.append(OrderedDict(*args))
+        return self.ordered[-1]
+
+    def _take_hidden_calls(self) -> None:
+        """Find calls whose result nothing refers to, and give a state setter back to the object it was called on."""
+        for index in range(len(self.nodes) - 1, -1, -1):
+            # Two references: the list's, and the argument of getrefcount.
+            if sys.getrefcount(self.nodes[index]) == 2:
+                node = self.nodes.pop(index)
+                made = node.__recipe__
+                target = made.args[0] if len(made.args) == 2 else None
+                if (
+                    type(target) is _Node
+                    and target.__recipe__.setter is None
+                    and target.__recipe__.state_kind is None
+                ):
+                    target.__recipe__.setter, target.__recipe__.state = made.function, made.args[1]
+                    target.__recipe__.state_kind = "other"
+                else:
+                    _become_foreign(node)
+                    self.hidden_calls.append(node)
+
+
+class _Refused:
+    """A data descriptor, found before anything in the class, that lets a pickle do nothing to a global."""
+
+    def __get__(self, found: object, owner: type | None = None) -> NoReturn:
+        raise UnsafePickle("the pickle changes a class or function that it names")
+
+    def __set__(self, found: object, value: object) -> NoReturn:
+        raise UnsafePickle("the pickle changes a class or function that it names")
+
+
+class _RecordingGlobal(ForeignGlobal):
+    """A foreign global while it is loaded: calls are recorded, changes refused."""
+
+    __setstate__ = append = extend = add = _Refused()
+    __load__: Load
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls.__load__.call(cls, args)
+
+    def __setattr__(cls, name: str, value: object) -> NoReturn:
+        raise UnsafePickle("the pickle changes a class or function that it names")
+
+
+class _Node(Recorded):
+    """A foreign object while it is loaded: what is done to it is written into its recipe."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        made = self.__recipe__
+        if made.state_kind is not None or state is None:
+            raise UnsafePickle("the pickle sets a state twice, or none")
+        made.state_kind, made.state = "other", state
+
+    def extend(self, items: list[Any]) -> None:
+        self._items(list).extend(items)
+
+    def append(self, item: Any) -> None:
+        self._items(list).append(item)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._items(dict)[key] = value
+
+    def __call__(self, *args: Any) -> Any:
+        function: Any = self
+        while type(function) is _Node:
+            function = function.__recipe__.function
+        return function.__load__.record(self, args)
+
+    def add(self, item: Any) -> NoReturn:
+        raise UnsafePickle("the pickle adds members to what is no set")
+
+    def _items(self, kind: type) -> Any:
+        made = self.__recipe__
+        if made.items is None:
+            made.items = kind()
+        if type(made.items) is not kind or made.state_kind is not None:
+            raise UnsafePickle("the pickle fills an object in an order that no pickler writes")
+        return made.items
+
+
+def _stop_recording(found: ForeignGlobal) -> None:
+    # With the metaclass of a finished global it refuses calls; without the rest it does not keep the load alive.
+    type.__setattr__(found, "__class__", ForeignGlobal)
+    type.__delattr__(found, "__new__")
+    type.__delattr__(found, "__load__")
+
+
+def _become_foreign(node: Any) -> None:
+    made = node.__recipe__
+    attributes = _attributes_of(made)
+    become(node, _KINDS[type(made.items)])
+    if attributes is not None:
+        vars(node).update(attributes)
+        made.state = None
+
+
+def _attributes_of(made: Recipe) -> dict[str, Any] | None:
+    """The state as attributes, where it is a dict by name or such a dict beside one for slots."""
+    state = made.state
+    if made.state_kind is None or made.setter is not None:
+        return None
+    if _is_names(state):
+        made.state_kind = "dict"
+        return state  # type: ignore[no-any-return]
+    if (
+        type(state) is tuple
+        and len(state) == 2
+        and (state[0] is None or _is_names(state[0]))
+        and _is_names(state[1])
+    ):
+        plain = state[0] or {}
+        if not plain.keys() & state[1].keys():
+            made.state_kind, made.slot_names = "slots", tuple(state[1])
+            return {**plain, **state[1]}
+    return None
+
+
+def _is_names(value: object) -> bool:
+    return type(value) is dict and all(type(name) is str for name in value)
+
+
+_KINDS: dict[type, type[ForeignObject]] = {
+    type(None): ForeignObject,
+    dict: ForeignMapping,
+    list: ForeignSequence,
+}

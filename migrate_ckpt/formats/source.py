@@ -1,0 +1,79 @@
+"""Where the bytes of a checkpoint come from: anything that has a size and can be read at an offset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+BLOCK_BYTES = 1 << 20
+
+
+class Source(Protocol):
+    """Bytes that can be read at any offset. Offsets and counts are in bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly `count` bytes from `offset` on; fewer only at the end of the source."""
+        ...
+
+
+class FileSource:
+    """A local file, held open, so that the file may be renamed or replaced while it is read."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._descriptor = -1
+        self.path = Path(path)
+        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def read(self, offset: int, count: int) -> bytes:
+        data = os.pread(self._descriptor, count, offset)
+        while len(data) < count and (
+            more := os.pread(self._descriptor, count - len(data), offset + len(data))
+        ):
+            data += more
+        return data
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __enter__(self) -> FileSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def sha256_of(source: Source) -> str:
+    """The SHA-256 of all bytes of a source, in hexadecimal."""
+    digest = hashlib.sha256()
+    for offset in range(0, source.size, BLOCK_BYTES):
+        digest.update(source.read(offset, BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def crc_of(source: Source, offset: int, count: int) -> int:
+    """The CRC-32 of a range, as a zip records it."""
+    crc, end = 0, offset + count
+    for start in range(offset, end, BLOCK_BYTES):
+        crc = zlib.crc32(source.read(start, min(BLOCK_BYTES, end - start)), crc)
+    return crc

@@ -1,0 +1,165 @@
+"""Makes torch tensors over the mapped bytes of a source.
+
+A tensor is built from its storage, offset, size and stride after these were
+checked with Python's integers; everything else that torch can rebuild (sparse, quantised, subclasses, hooks) stays
+a foreign object, whose bytes are carried along untouched.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from migrate_ckpt.errors import UnsafePickle
+from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold
+from migrate_ckpt.formats.storages import QUANTISED, StorageHandle, check_layout, find_storage
+
+if TYPE_CHECKING:
+    from migrate_ckpt.formats.container import Container
+
+# Where a torch storage that is mapped from a source keeps its storage handle: torch gives the same Python object
+# for a storage as long as the storage lives.
+HANDLE = "_migrate_ckpt_handle"
+
+_DTYPES = {
+    f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+}
+
+
+def _refuse(self: object, *args: object) -> NoReturn:
+    raise UnsafePickle("the pickle changes a tensor while it is loaded")
+
+
+_GUARDS = {
+    **dict.fromkeys(("__setstate__", "__setitem__", "append", "extend", "add"), _refuse),
+    "__torch_function__": torch._C._disabled_torch_function_impl,
+}
+# While the pickle is read, its opcodes must not reach methods of real tensors.
+_GuardedTensor = type("_GuardedTensor", (torch.Tensor,), dict(_GUARDS))
+_GuardedParameter = type("_GuardedParameter", (torch.nn.Parameter,), dict(_GUARDS))
+
+
+class MappedTensors:
+    """Builds the tensors of one container (see `pickle_reader.TensorBuilder`)."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._handles: dict[tuple[str, str], StorageHandle] = {}
+        self._storages: dict[str, torch.UntypedStorage] = {}
+        self._guarded: list[torch.Tensor] = []
+        self._hooks: list[OrderedDict[Any, Any]] = []
+
+    def storage(self, pid: object) -> StorageHandle:
+        return find_storage(pid, self._container, self._handles)
+
+    def constant(self, module: str, name: str) -> Any:
+        return _DTYPES.get(f"{module}.{name}", NOT_FOLDED)
+
+    def folds(self) -> dict[tuple[str, str], Fold]:
+        return {
+            ("torch._utils", "_rebuild_tensor"): self._rebuild_v1,
+            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_v2,
+            ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_v3,
+            ("torch._utils", "_rebuild_parameter"): self._rebuild_parameter,
+            ("torch", "Size"): _size,
+            ("torch", "device"): _device,
+        }
+
+    def finish(self) -> None:
+        if any(self._hooks):
+            raise UnsafePickle("the pickle gives a tensor hooks after it was built")
+        for tensor in self._guarded:
+            tensor.__class__ = (
+                torch.nn.Parameter if type(tensor) is _GuardedParameter else torch.Tensor
+            )
+
+    def _rebuild_v1(self, *args: Any) -> Any:
+        return self._rebuild_v2(*args, False, OrderedDict()) if len(args) == 4 else NOT_FOLDED
+
+    def _rebuild_v2(self, *args: Any) -> Any:
+        if len(args) != 6 or type(args[0]) is not StorageHandle or args[0].dtype_name in QUANTISED:
+            return NOT_FOLDED
+        return self._rebuild(*args, dtype=getattr(torch, args[0].dtype_name))
+
+    def _rebuild_v3(self, *args: Any) -> Any:
+        if len(args) != 7 or type(args[0]) is not StorageHandle or type(args[6]) is not torch.dtype:
+            return NOT_FOLDED
+        if str(args[6]).removeprefix("torch.") in QUANTISED:
+            return NOT_FOLDED
+        return self._rebuild(*args[:6], dtype=args[6])
+
+    def _rebuild(
+        self,
+        handle: StorageHandle,
+        offset: object,
+        size: object,
+        stride: object,
+        requires_grad: object,
+        hooks: object,
+        *,
+        dtype: torch.dtype,
+    ) -> Any:
+        if (
+            type(hooks) is not OrderedDict
+            or hooks
+            or vars(hooks)
+            or type(requires_grad) is not bool
+        ):
+            return NOT_FOLDED
+        size = tuple(size) if type(size) is torch.Size else size
+        check_layout(handle.numel * handle.itemsize // dtype.itemsize, offset, size, stride)
+        tensor = torch.empty(0, dtype=dtype)
+        tensor.set_(self._real_storage(handle), offset, size, stride)  # type: ignore[call-overload]
+        tensor.requires_grad_(requires_grad)
+        self._hooks.append(hooks)
+        return self._guard(tensor, _GuardedTensor)
+
+    def _rebuild_parameter(self, *args: Any) -> Any:
+        if len(args) != 3 or type(args[0]) is not _GuardedTensor or type(args[1]) is not bool:
+            return NOT_FOLDED
+        if type(args[2]) is not OrderedDict or args[2] or vars(args[2]):
+            return NOT_FOLDED
+        self._hooks.append(args[2])
+        data: Any = args[0]
+        parameter = torch.Tensor._make_subclass(torch.nn.Parameter, data, args[1])
+        return self._guard(parameter, _GuardedParameter)
+
+    def _guard(self, tensor: torch.Tensor, guard: type) -> torch.Tensor:
+        tensor.__class__ = guard
+        self._guarded.append(tensor)
+        return tensor
+
+    def _real_storage(self, handle: StorageHandle) -> torch.UntypedStorage:
+        storage = self._storages.get(handle.key)
+        if storage is None:
+            entry = self._container.storages[handle.key]
+            storage = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+            if entry.size:
+                tensor = torch.frombuffer(
+                    self._container.mapped,
+                    dtype=torch.uint8,
+                    count=entry.size,
+                    offset=entry.data_offset,
+                )
+                storage = tensor.untyped_storage()
+            setattr(storage, HANDLE, handle)
+            self._storages[handle.key] = storage
+        return storage
+
+
+def _size(*args: Any) -> Any:
+    is_size = (
+        len(args) == 1 and type(args[0]) is tuple and all(type(part) is int for part in args[0])
+    )
+    return torch.Size(args[0]) if is_size else NOT_FOLDED
+
+
+def _device(*args: Any) -> Any:
+    if not (args and type(args[0]) is str and all(type(index) is int for index in args[1:])):
+        return NOT_FOLDED
+    try:
+        return torch.device(*args)
+    except RuntimeError:
+        return NOT_FOLDED

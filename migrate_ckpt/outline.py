@@ -1,0 +1,102 @@
+"""The outline of a checkpoint: each tensor and value by its path, with shape and dtype, without any tensor data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path
+
+MAX_ENTRIES = 100_000
+MAX_DEPTH = 32
+MAX_TEXT_LENGTH = 200
+
+
+class TensorOutline(NamedTuple):
+    """What is known of a tensor without its bytes. The dtype is torch's name of it, such as `float32`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    itemsize: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its elements, whatever the storage behind it has."""
+        return math.prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class OutlineEntry:
+    """One value of a checkpoint: a tensor with dtype and shape, or a leaf with a short text.
+
+    `path` has the keys from the top of the checkpoint to the value.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    text: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        known = {"path": list(self.path), "kind": self.kind, "dtype": self.dtype, "text": self.text}
+        return {
+            **{key: value for key, value in known.items() if value is not None},
+            **({} if self.shape is None else {"shape": list(self.shape)}),
+        }
+
+
+def outline(value: object, *, max_entries: int = MAX_ENTRIES) -> list[OutlineEntry]:
+    """The outline of a checkpoint read with `TensorOutline`s in place of tensors; at most so many entries."""
+    entries: list[OutlineEntry] = []
+    for entry in _walk(value, (), frozenset()):
+        if len(entries) == max_entries:
+            break
+        entries.append(entry)
+    return entries
+
+
+def _walk(value: object, path: tuple[str, ...], above: frozenset[int]) -> Iterator[OutlineEntry]:
+    if isinstance(value, TensorOutline):
+        yield OutlineEntry(path, "tensor", value.dtype, value.shape)
+    elif len(path) > MAX_DEPTH or id(value) in above:
+        yield OutlineEntry(path, _kind(value), text="...")
+    else:
+        children = _children(value)
+        if not children:
+            yield OutlineEntry(path, _kind(value), text=_text(value))
+        for key, child in children:
+            yield from _walk(child, (*path, key), above | {id(value)})
+
+
+def _children(value: object) -> list[tuple[str, Any]]:
+    attributes = list(vars(value).items()) if isinstance(value, ForeignObject) else []
+    if isinstance(value, Mapping):
+        return [(_text(key), child) for key, child in value.items()] + attributes
+    if type(value) in (list, tuple):
+        return [(str(index), child) for index, child in enumerate(value)]  # type: ignore[arg-type,var-annotated]
+    return attributes
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, ForeignGlobal):
+        return global_path(value)
+    function = value.__recipe__.function if isinstance(value, ForeignObject) else None
+    if isinstance(function, ForeignGlobal):
+        return global_path(function)
+    return "foreign" if isinstance(value, ForeignObject) else type(value).__name__
+
+
+def _text(value: object) -> str:
+    """A short text of a value, safe to print whatever the file holds."""
+    if type(value) is int and value.bit_length() > 128:
+        return f"an int of {value.bit_length()} bits"
+    if type(value) in (str, bytes, bytearray):
+        value = value[:MAX_TEXT_LENGTH]  # type: ignore[index]
+    text = value if type(value) is str else repr(value)
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+    return shown if len(shown) <= MAX_TEXT_LENGTH else shown[: MAX_TEXT_LENGTH - 3] + "..."

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from migrate_ckpt import inspect_file
+
+
+def inspected(tmp_path, value):
+    torch.save(value, tmp_path / "x.pt")
+    return inspect_file(tmp_path / "x.pt").to_dict()
+
+
+def test_tensors_have_dtype_and_shape_and_leaves_a_text(tmp_path):
+    value = {
+        "net": {"w": torch.ones(2, 3, dtype=torch.bfloat16)},
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1),
+    }
+
+    found = inspected(tmp_path, value)["outline"]
+
+    assert found == [
+        {"path": ["net", "w"], "kind": "tensor", "dtype": "bfloat16", "shape": [2, 3]},
+        {"path": ["epoch"], "kind": "int", "text": "3"},
+        {"path": ["args", "lr"], "kind": "float", "text": "0.1"},
+    ]
+
+
+def test_a_dtype_without_a_storage_type_of_its_own_is_named(tmp_path):
+    found = inspected(
+        tmp_path, {"w": torch.ones(3, dtype=torch.uint16), "p": torch.nn.Parameter(torch.ones(2))}
+    )
+
+    assert [(entry["dtype"], entry["shape"]) for entry in found["outline"]] == [
+        ("uint16", [3]),
+        ("float32", [2]),
+    ]
+
+
+def test_values_that_hold_themselves_and_huge_numbers_come_to_an_end(tmp_path):
+    endless: list = []
+    endless.append(endless)
+
+    found = inspected(tmp_path, {"endless": endless, "huge": 10**5000, "long": "x" * 10_000})
+
+    texts = {entry["path"][0]: entry["text"] for entry in found["outline"]}
+    assert texts["endless"] == "..."
+    assert texts["huge"] == "an int of 16610 bits"
+    assert len(texts["long"]) == 200
+
+
+def test_shared_values_do_not_multiply_without_end(tmp_path):
+    value: list = [1]
+    for _ in range(40):
+        value = [value, value]
+
+    found = inspected(tmp_path, {"x": value})
+
+    assert len(found["outline"]) <= 100_000
+
+
+def test_every_global_and_call_of_the_pickle_is_listed(tmp_path):
+    found = inspected(
+        tmp_path,
+        {"args": [argparse.Namespace(), argparse.Namespace()], "optimizer": torch.optim.Adam},
+    )
+
+    assert found["globals"] == ["argparse.Namespace", "torch.optim.adam.Adam"]
+    assert found["calls"] == {"argparse.Namespace": 2}
+    assert found["hidden_calls"] == {}
+
+
+def test_an_unusable_history_is_said(tmp_path):
+    found = inspected(tmp_path, {"_migrate-ckpt-migrations": "0001_x"})
+
+    assert found["history"] is None
+    assert found["history_error"]
