@@ -1,0 +1,131 @@
+"""What happens inside the sandbox: one run; its outcome and its new bytes go into its scratch."""
+
+from __future__ import annotations
+
+import errno
+import json
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, UPLOAD_NAME, RunRequest
+from migrate_ckpt import (
+    MigrateCkptError,
+    MigrationSet,
+    Policy,
+    Range,
+    inspect_file,
+    plan_file,
+    read_set,
+    run_file,
+)
+
+OnStep = Callable[[int, int, str], None]
+
+# The disk is full, the quota is used up, or the file is larger than the run may write.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _Failure(Exception):
+    """A run that failed for a reason that is not the library's."""
+
+    def __init__(self, error_type: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self._facts = {"error_type": error_type, "message": message, "retryable": retryable}
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._facts
+
+
+def run(request: RunRequest, on_step: OnStep) -> None:
+    """Do what is asked and write the outcome: {"result": …} or {"error": …}."""
+    try:
+        outcome = {"result": _ACTIONS[request.action](request, on_step)}
+    except (MigrateCkptError, _Failure) as error:
+        outcome = {"error": error.to_dict()}
+    except Exception as error:
+        # For the log; the client learns no more than what kind of failure it was.
+        traceback.print_exc()
+        outcome = {"error": _classify(error).to_dict()}
+    text = json.dumps(outcome)
+    (Path(request.scratch_folder) / OUTCOME_NAME).write_text(text, encoding="ascii")
+
+
+def _classify(error: Exception) -> _Failure:
+    if isinstance(error, MemoryError):
+        return _Failure("out_of_memory", "The run asked for more memory than there is.")
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        message = "There was no room for the result on the service's scratch disk."
+        return _Failure("no_space", message, retryable=True)
+    message = "The run failed in the service; its log has the reason under this request_id."
+    return _Failure("internal", message, retryable=True)
+
+
+def _migrate(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
+    options = _options(request)
+    with run_file(_source(request), _set(request), **options, on_step=on_step) as done:
+        report = replace(done.report, fingerprint=request.fingerprint)
+        return {
+            "report": report.to_dict(),
+            "header": report.to_header(),
+            "pieces": spill(done.pieces, Path(request.scratch_folder) / NEW_BYTES_NAME),
+        }
+
+
+def _plan(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
+    return plan_file(_source(request), _set(request), **_options(request)).to_dict()
+
+
+def _inspect(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
+    return inspect_file(_source(request)).to_dict()
+
+
+_ACTIONS: dict[str, Callable[[RunRequest, OnStep], dict[str, Any]]] = {
+    "migrate": _migrate,
+    "plan": _plan,
+    "inspect": _inspect,
+}
+
+
+def spill(pieces: Iterable[bytes | memoryview | Range], path: Path) -> list[list[Any]]:
+    """Write all new bytes to one file and return for each piece where it lies, and how long it is."""
+    located: list[list[Any]] = []
+    with path.open("wb", buffering=0) as file:
+        for piece in pieces:
+            if isinstance(piece, Range):
+                located.append(["source", piece.offset, piece.count])
+                continue
+            offset = file.tell()
+            left = memoryview(piece).cast("B")
+            located.append(["new", offset, len(left)])
+            while left:
+                left = left[file.write(left) :]
+    return located
+
+
+class _Options(TypedDict):
+    to: str | None
+    policy: Policy
+    allow_unknown_history: bool
+
+
+def _options(request: RunRequest) -> _Options:
+    return {
+        "to": request.to,
+        "policy": request.policy,
+        "allow_unknown_history": request.allow_unknown_history,
+    }
+
+
+def _source(request: RunRequest) -> Path:
+    return Path(request.scratch_folder) / UPLOAD_NAME
+
+
+def _set(request: RunRequest) -> MigrationSet:
+    found = read_set(request.migrations_folder, request.set_name)
+    if found.digest != request.set_digest:
+        message = "The migrations changed while the upload came in; send it again."
+        raise _Failure("migrations_changed", message, retryable=True)
+    return found

@@ -1,0 +1,117 @@
+"""The fork server, seen from the web process: started with nothing of ours that it need not have."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from dataclasses import asdict
+from pathlib import Path
+
+from app.errors import ServiceError
+from app.forkserver import READY
+from app.run_request import RunRequest
+
+# Torch comes from a disk that may be slow the first time.
+START_SECONDS = 120
+STOP_SECONDS = 5
+
+# All that a run sees of our environment: no secrets.
+_PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "PYTHONDONTWRITEBYTECODE")
+# One hash seed and one thread, so that equal input gives equal output.
+_SET = {
+    "LC_ALL": "C.UTF-8",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONFAULTHANDLER": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class ForkServerProcess:
+    def __init__(self, process: Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+
+    @classmethod
+    async def start(cls, *, timeout_seconds: float, memory_bytes: int) -> ForkServerProcess:
+        """Start one and wait until it has loaded its libraries.
+
+        Raises:
+            ServiceError: it ended instead; its own words are on our standard error.
+        """
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "app.forkserver"),
+                *(str(theirs.fileno()), str(timeout_seconds), str(memory_bytes)),
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                env=environment(),
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                # Ctrl-C in a terminal is for the web process, which ends us in its own time.
+                start_new_session=True,
+            )
+        server = cls(process, ours)
+        try:
+            if await server._is_loaded():
+                return server
+        except asyncio.CancelledError:
+            # Without its socket it ends by itself.
+            ours.close()
+            raise
+        await server.stop()
+        raise ServiceError("sandbox_lost", "The fork server did not start.", retryable=True)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    def begin(self, request: RunRequest) -> socket.socket:
+        """Send a run and return our end of its channel.
+
+        Raises:
+            ServiceError: the fork server has died.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                ours.sendall(json.dumps(asdict(request)).encode("ascii"))
+                socket.send_fds(self._control, [b"+"], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                message = "The fork server has died; the next run starts another."
+                raise ServiceError("sandbox_lost", message, retryable=True) from error
+        return ours
+
+    async def stop(self) -> None:
+        """Have it kill its runs and end; if it does not, kill it, and they die with it."""
+        self._control.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        except asyncio.TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _is_loaded(self) -> bool:
+        loop = asyncio.get_running_loop()
+        try:
+            said = await asyncio.wait_for(loop.sock_recv(self._control, 1), START_SECONDS)
+        except (OSError, asyncio.TimeoutError):
+            return False
+        return said == READY
+
+
+def environment() -> dict[str, str]:
+    """Return all that the fork server and its runs see of the environment."""
+    # Where this package lies, whatever folder the service was started in; and where ours is found.
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {**passed_on, **_SET, "PYTHONPATH": os.pathsep.join(paths)}

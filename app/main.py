@@ -1,0 +1,71 @@
+"""The application: its parts, wired together. `app.main:app` is made when it is asked for, not at import."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+import migrate_ckpt
+from app import errors
+from app.request_ids import RequestIdMiddleware
+from app.routes import health, inspect, migrate, migrations, plan
+from app.sandbox import Sandbox
+from app.settings import Settings, read_settings
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the service for these settings. Nothing is started before its lifespan begins."""
+    app = FastAPI(
+        title="migrate-ckpt",
+        summary="Brings old PyTorch checkpoints up to date.",
+        version=migrate_ckpt.__version__,
+        lifespan=_lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.add_middleware(RequestIdMiddleware)
+    errors.install(app)
+    for resource in (migrate, plan, inspect, migrations, health):
+        app.include_router(resource.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    # A folder that cannot be used is found out now, and not by the first client.
+    sets = await asyncio.to_thread(migrate_ckpt.read_sets, settings.migrations_folder)
+    count = sum(len(migration_set.files) for migration_set in sets.values())
+    logger.info("%d migrations in %d sets in %s", count, len(sets), settings.migrations_folder)
+    scratch_root = Path(tempfile.mkdtemp(prefix="migrate-ckpt-", dir=settings.scratch_folder))
+    sandbox = Sandbox(
+        timeout_seconds=settings.run_timeout_seconds,
+        memory_bytes=settings.run_memory_bytes,
+        max_runs=settings.max_concurrent_runs,
+    )
+    app.state.scratch_root = scratch_root
+    app.state.sandbox = sandbox
+    try:
+        await sandbox.start()
+        yield
+    finally:
+        await sandbox.stop()
+        await asyncio.to_thread(shutil.rmtree, scratch_root, ignore_errors=True)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = app = create_app(read_settings())
+    return app

@@ -1,0 +1,85 @@
+"""What OpenAPI says of the routes that take a checkpoint: they read the body as a stream, so it is declared by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from app.forms import FILE_PART
+from app.parameters import POLICIES, RUN_PARAMETERS
+
+_BYTES = {"type": "string", "format": "binary"}
+
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "set": {
+        "description": "Which set of migrations to run.",
+        "schema": {"type": "string", "default": "default"},
+    },
+    "to": {
+        "description": "The migration to stop after.",
+        "schema": {"type": "string"},
+    },
+    "policy": {
+        "description": "What becomes of migrations that were missed; the operator's choice where it is absent.",
+        "schema": {"type": "string", "enum": list(POLICIES)},
+    },
+    "allow_unknown_history": {
+        "description": "Go on although the checkpoint's history names none of the set's migrations.",
+        "schema": {"type": "boolean", "default": False},
+    },
+}
+
+PROBLEM = {
+    "description": "A problem (RFC 9457).",
+    "content": {
+        "application/problem+json": {
+            "schema": {
+                "type": "object",
+                "required": [
+                    *("type", "title", "status", "detail", "instance"),
+                    *("error_type", "retryable", "request_id"),
+                ],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "instance": {"type": "string"},
+                    "error_type": {"type": "string"},
+                    "retryable": {"type": "boolean"},
+                    "request_id": {"type": "string"},
+                    "migration": {"type": "string"},
+                    "position": {"type": "integer"},
+                    "count": {"type": "integer"},
+                },
+            }
+        }
+    },
+}
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": PROBLEM, "5XX": PROBLEM}
+
+
+def takes_checkpoint(
+    parameters: Collection[str] = RUN_PARAMETERS, *, is_form_allowed: bool = True
+) -> dict[str, Any]:
+    """Return the part of an operation that says which body and which parameters it takes."""
+    content: dict[str, Any] = {"application/octet-stream": {"schema": _BYTES}}
+    if is_form_allowed:
+        content["multipart/form-data"] = {"schema": _form(parameters)}
+    return {
+        "parameters": [{"name": name, "in": "query", **_PARAMETERS[name]} for name in parameters],
+        "requestBody": {"required": True, "content": content},
+    }
+
+
+def _form(parameters: Collection[str]) -> dict[str, Any]:
+    fields = {
+        name: {**_PARAMETERS[name]["schema"], "description": _PARAMETERS[name]["description"]}
+        for name in parameters
+    }
+    return {
+        "type": "object",
+        "required": [FILE_PART],
+        "properties": {FILE_PART: _BYTES, **fields},
+    }

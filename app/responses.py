@@ -1,0 +1,128 @@
+"""A result on its way out: read from the upload and the run's new bytes, a block ahead, and never held in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import zlib
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.archive import StoredZip
+from app.errors import ServiceError
+from app.filenames import attachment, migrated_name
+from app.run_request import NEW_BYTES_NAME
+from app.runs import Done
+from app.scratch import Scratch
+
+FILE_TYPE = "application/octet-stream"
+ZIP_TYPE = "application/zip"
+
+BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes of an open file."""
+
+    descriptor: int
+    offset: int
+    count: int
+
+
+async def answer_migrated(
+    done: Done, scratch: Scratch, *, media_type: str, filename: str | None = None
+) -> Response:
+    """Answer with the migrated file, or with a zip of it and the full report."""
+    filename = done.upload.filename or filename
+    new_bytes = await scratch.do(scratch.open, NEW_BYTES_NAME)
+    descriptors = {"source": done.upload.descriptor, "new": new_bytes}
+    extents = [
+        Extent(descriptors[which], offset, count) for which, offset, count in done.result["pieces"]
+    ]
+    size = sum(extent.count for extent in extents)
+    headers = {"Migration-Report": done.result["header"]}
+    content = stream(scratch, read_blocks(extents))
+    name = migrated_name(filename)
+    if media_type == ZIP_TYPE:
+        report = json.dumps(done.result["report"], indent=2).encode("ascii")
+        archive = StoredZip("report.json", report, name, size)
+        content, size = _zip(archive, content), archive.size
+        name = migrated_name(filename, extension=".zip")
+    headers |= {"Content-Length": str(size), "Content-Disposition": attachment(name)}
+    return StreamingResponse(content, headers=headers, media_type=media_type)
+
+
+async def stream(scratch: Scratch, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Hand out blocks, each read by the scratch's thread while the one before is sent."""
+    ahead = scratch.begin(next, blocks, b"")
+    while block := await asyncio.wrap_future(ahead):
+        ahead = scratch.begin(next, blocks, b"")
+        yield block
+
+
+def read_blocks(extents: Iterable[Extent]) -> Iterator[bytes]:
+    """Read the extents one after the other, in blocks that small ones share.
+
+    Raises:
+        EOFError: a file is shorter than its extents say.
+    """
+    parts: list[bytes] = []
+    room = BLOCK_BYTES
+    for extent in extents:
+        offset, end = extent.offset, extent.offset + extent.count
+        while offset < end:
+            part = os.pread(extent.descriptor, min(room, end - offset), offset)
+            if not part:
+                raise EOFError(f"{end - offset} bytes are missing from {offset} on")
+            parts.append(part)
+            offset += len(part)
+            room -= len(part)
+            if not room:
+                yield b"".join(parts)
+                parts, room = [], BLOCK_BYTES
+    if parts:
+        yield b"".join(parts)
+
+
+async def _zip(archive: StoredZip, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield archive.head()
+    crc = 0
+    async for block in content:
+        crc = await asyncio.to_thread(zlib.crc32, block, crc)
+        yield block
+    yield archive.tail(crc)
+
+
+def negotiate(request: Request) -> str:
+    """Return the type to answer with: the file, unless a zip is named and liked no less.
+
+    Raises:
+        ServiceError: the client wants neither.
+    """
+    liked = _liked(request.headers.get("accept") or "*/*")
+    anything = liked.get("application/*", liked.get("*/*", 0.0))
+    file, archive = liked.get(FILE_TYPE, anything), liked.get(ZIP_TYPE, 0.0)
+    if archive and archive >= file:
+        return ZIP_TYPE
+    if file:
+        return FILE_TYPE
+    message = f"The answer is {FILE_TYPE}, or {ZIP_TYPE} with the report; Accept names neither."
+    raise ServiceError("not_acceptable", message)
+
+
+def _liked(accept: str) -> dict[str, float]:
+    """Return how much each media type is liked, from 0 to 1 (RFC 9110, 12.5.1)."""
+    liked = {}
+    for entry in accept.split(","):
+        media_type, *parameters = (part.strip().lower() for part in entry.split(";"))
+        weights = [p[2:] for p in parameters if p.startswith("q=")]
+        try:
+            liked[media_type] = float(weights[0]) if weights else 1.0
+        except ValueError:
+            liked[media_type] = 1.0
+    return liked

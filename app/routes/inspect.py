@@ -1,0 +1,27 @@
+"""POST /inspect: what is in a checkpoint, without loading it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from app.ascii_json import AsciiJSONResponse
+from app.openapi import PROBLEMS, takes_checkpoint
+from app.runs import run_upload
+from app.scratch import Scratch, new_scratch
+
+router = APIRouter()
+
+
+@router.post(
+    "/inspect",
+    responses=PROBLEMS,
+    openapi_extra=takes_checkpoint(()),
+    summary="Say what is in a checkpoint",
+)
+async def inspect(
+    request: Request, scratch: Annotated[Scratch, Depends(new_scratch)]
+) -> AsciiJSONResponse:
+    done = await run_upload(request, scratch, "inspect")
+    return AsciiJSONResponse(done.result)

@@ -1,0 +1,61 @@
+"""POST /migrate and PUT /migrate/{filename}: a checkpoint in, the migrated one out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.openapi import PROBLEMS, takes_checkpoint
+from app.parameters import RUN_PARAMETERS
+from app.responses import FILE_TYPE, ZIP_TYPE, answer_migrated, negotiate
+from app.runs import run_upload
+from app.scratch import Scratch, new_scratch
+
+router = APIRouter()
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The migrated checkpoint, or a zip of it and report.json.",
+        "content": {
+            FILE_TYPE: {"schema": {"type": "string", "format": "binary"}},
+            ZIP_TYPE: {"schema": {"type": "string", "format": "binary"}},
+        },
+        "headers": {
+            "Migration-Report": {
+                "description": "What ran and what did not, as ASCII JSON of at most 2 KB.",
+                "schema": {"type": "string"},
+            },
+            "Content-Disposition": {"schema": {"type": "string"}},
+        },
+    },
+    **PROBLEMS,
+}
+
+
+@router.post(
+    "/migrate",
+    response_class=Response,
+    responses=_RESPONSES,
+    openapi_extra=takes_checkpoint(),
+    summary="Migrate a checkpoint",
+)
+async def migrate(request: Request, scratch: Annotated[Scratch, Depends(new_scratch)]) -> Response:
+    media_type = negotiate(request)
+    done = await run_upload(request, scratch, "migrate", parameters=RUN_PARAMETERS)
+    return await answer_migrated(done, scratch, media_type=media_type)
+
+
+@router.put(
+    "/migrate/{filename}",
+    response_class=Response,
+    responses=_RESPONSES,
+    openapi_extra=takes_checkpoint(),
+    summary="Migrate a checkpoint that has a name (curl -T)",
+)
+async def migrate_named(
+    request: Request, filename: str, scratch: Annotated[Scratch, Depends(new_scratch)]
+) -> Response:
+    media_type = negotiate(request)
+    done = await run_upload(request, scratch, "migrate", parameters=RUN_PARAMETERS)
+    return await answer_migrated(done, scratch, media_type=media_type, filename=filename)

@@ -1,0 +1,39 @@
+"""GET /migrations: the sets there are, and what is in each. Read from the syntax tree; nothing is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.openapi import PROBLEMS
+from migrate_ckpt import MigrationSet, read_set, read_sets
+
+router = APIRouter(prefix="/migrations")
+
+
+@router.get("", responses=PROBLEMS, summary="List the sets of migrations")
+def list_sets(request: Request) -> dict[str, list[dict[str, Any]]]:
+    sets = read_sets(request.app.state.settings.migrations_folder)
+    return {"sets": [_describe(migration_set) for migration_set in sets.values()]}
+
+
+@router.get("/{name}", responses=PROBLEMS, summary="List one set of migrations")
+def show_set(request: Request, name: str) -> dict[str, Any]:
+    return _describe(read_set(request.app.state.settings.migrations_folder, name))
+
+
+def _describe(migration_set: MigrationSet) -> dict[str, Any]:
+    return {
+        "set": migration_set.name,
+        "set_digest": migration_set.digest,
+        "migrations": [
+            {
+                "position": position,
+                "name": migration.name,
+                "title": migration.title,
+                "digest": migration.digest,
+            }
+            for position, migration in enumerate(migration_set.files, start=1)
+        ],
+    }

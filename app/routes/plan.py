@@ -1,0 +1,28 @@
+"""POST /plan: what would run on a checkpoint; nothing is migrated."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from app.ascii_json import AsciiJSONResponse
+from app.openapi import PROBLEMS, takes_checkpoint
+from app.parameters import RUN_PARAMETERS
+from app.runs import run_upload
+from app.scratch import Scratch, new_scratch
+
+router = APIRouter()
+
+
+@router.post(
+    "/plan",
+    responses=PROBLEMS,
+    openapi_extra=takes_checkpoint(),
+    summary="Say what would run",
+)
+async def plan(
+    request: Request, scratch: Annotated[Scratch, Depends(new_scratch)]
+) -> AsciiJSONResponse:
+    done = await run_upload(request, scratch, "plan", parameters=RUN_PARAMETERS)
+    return AsciiJSONResponse(done.result)

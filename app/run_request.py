@@ -1,0 +1,30 @@
+"""What a run in the sandbox is asked, and where in its scratch folder the answer lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from migrate_ckpt import Policy
+
+UPLOAD_NAME = "upload"
+OUTCOME_NAME = "outcome.json"
+NEW_BYTES_NAME = "new"
+
+# How a run ends that has written its outcome. Not 0: a migration may end the process with that.
+DONE_STATUS = 113
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What one run is to do with the upload in its scratch folder; plain data, it travels as JSON."""
+
+    action: Literal["migrate", "plan", "inspect"]
+    scratch_folder: str
+    migrations_folder: str = ""
+    set_name: str = "default"
+    set_digest: str = ""
+    to: str | None = None
+    policy: Policy = "skip-missed"
+    allow_unknown_history: bool = False
+    fingerprint: str | None = None

@@ -1,0 +1,99 @@
+"""What the operator may set: environment variables that start with MIGRATE_CKPT_, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ByteSize, DirectoryPath, Field, PositiveInt, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+PREFIX = "MIGRATE_CKPT_"
+
+# What Kubernetes puts into every container of a namespace that has a service "migrate-ckpt", or "migrate-ckpt-…".
+_KUBERNETES = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)|PORT_\w+"
+)
+
+
+class SettingsError(Exception):
+    """A variable of ours is misspelt, or its value cannot be used."""
+
+
+class Settings(BaseSettings):
+    """The settings of one service; they do not change while it runs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=True
+    )
+
+    migrations_folder: DirectoryPath = Field(
+        Path("migrations"),
+        description="The folder of migrations; its sub-folders are further sets.",
+    )
+    scratch_folder: DirectoryPath = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()),
+        description="Where uploads wait and new bytes are written; a disk, not memory.",
+    )
+    max_upload_bytes: ByteSize = Field(
+        ByteSize(64 * 2**30), gt=0, description="The largest checkpoint that is taken."
+    )
+    max_concurrent_runs: PositiveInt = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        description="How many runs there are at once; further ones wait.",
+    )
+    run_timeout_seconds: float = Field(
+        600, gt=0, allow_inf_nan=False, description="How long one run may take."
+    )
+    run_memory_bytes: ByteSize = Field(
+        ByteSize(4 * 2**30),
+        gt=0,
+        description="What one run may hold in memory, beyond the loaded libraries and mapped file pages.",
+    )
+    policy: Literal["skip-missed", "strict", "run-missed"] = Field(
+        "skip-missed", description="What becomes of missed migrations where a request does not say."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen on an address that other machines can reach, for everybody."
+    )
+
+    @field_validator("migrations_folder", "scratch_folder")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.resolve()
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        SettingsError: a variable is misspelt or its value cannot be used; the message names it.
+    """
+    _refuse_misspelt(name for name in os.environ if name.upper().startswith(PREFIX))
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("\n".join(map(_describe, error.errors()))) from error
+
+
+def _refuse_misspelt(names: Iterable[str]) -> None:
+    known = [PREFIX + field.upper() for field in Settings.model_fields]
+    for name in sorted(names):
+        bare = name.upper().removeprefix(PREFIX)
+        if name.upper() in known or _KUBERNETES.fullmatch(bare):
+            continue
+        nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
+        raise SettingsError(f"{name} is no setting of this service; did you mean {nearest[0]}?")
+
+
+def _describe(error: ErrorDetails) -> str:
+    name = PREFIX + str(error["loc"][0]).upper()
+    return f"{name}={os.environ.get(name, error['input'])} cannot be used: {error['msg']}"
