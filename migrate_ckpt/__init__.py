@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from migrate_ckpt.formats.pieces import Pieces as Pieces
     from migrate_ckpt.formats.pieces import Range as Range
     from migrate_ckpt.history import ckpt_migration_key as ckpt_migration_key
+    from migrate_ckpt.in_memory import migrate_ckpt as migrate_ckpt
+    from migrate_ckpt.in_memory import migrate_from_folder as migrate_from_folder
     from migrate_ckpt.inspection import Inspection as Inspection
     from migrate_ckpt.loader import get_folder_migrations as get_folder_migrations
-    from migrate_ckpt.loader import migrate_from_folder as migrate_from_folder
     from migrate_ckpt.migration import CkptType as CkptType
     from migrate_ckpt.migration import Migration as Migration
     from migrate_ckpt.migration import MigrationCallback as MigrationCallback
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from migrate_ckpt.plan import Policy as Policy
     from migrate_ckpt.plan import Step as Step
     from migrate_ckpt.report import Report as Report
-    from migrate_ckpt.runner import migrate_ckpt as migrate_ckpt
     from migrate_ckpt.stamping import stamp as stamp
 
 __version__ = "0.1.0"
@@ -101,11 +101,11 @@ _MODULES = {
     "formats.pieces": ("Pieces", "Range"),
     "history": ("ckpt_migration_key",),
     "inspection": ("Inspection",),
-    "loader": ("get_folder_migrations", "migrate_from_folder"),
+    "in_memory": ("migrate_ckpt", "migrate_from_folder"),
+    "loader": ("get_folder_migrations",),
     "migration": ("CkptType", "Migration", "MigrationCallback"),
     "plan": ("Plan", "Policy", "Step"),
     "report": ("Report",),
-    "runner": ("migrate_ckpt",),
     "stamping": ("stamp",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -26,11 +26,8 @@ from typing import Any
 
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.folder import MigrationSet, read_folder, sub_folders
-from migrate_ckpt.history import read_history
-from migrate_ckpt.migration import CkptType, Migration
+from migrate_ckpt.migration import Migration
 from migrate_ckpt.migration_file import MigrationFile
-from migrate_ckpt.plan import make_plan
-from migrate_ckpt.runner import run_in_memory
 
 # A dot would split a file's name into package and module.
 _DOT = "%2E"
@@ -39,17 +36,6 @@ _DOT = "%2E"
 def get_folder_migrations(path: str | PathLike[str]) -> list[Migration]:
     """Read a folder and import its migrations, in their order."""
     return load_migrations(read_folder(path))
-
-
-def migrate_from_folder(
-    ckpt: CkptType, path: str | PathLike[str]
-) -> tuple[CkptType, list[Migration]]:
-    """Do what `migrate_ckpt` does, with a folder's migrations; imports them only to run them."""
-    folder = read_folder(path)
-    plan = make_plan(
-        folder.files, read_history(ckpt), set_digest=folder.digest, allow_unknown_history=True
-    )
-    return run_in_memory(ckpt, plan, lambda: load_migrations(folder))
 
 
 def load_migrations(migration_set: MigrationSet) -> list[Migration]:

@@ -17,14 +17,12 @@ one kind into the other.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from types import CodeType
 
-from migrate_ckpt.errors import HistoryWarning, InvalidHistory, MigrationFailed
+from migrate_ckpt.errors import InvalidHistory, MigrationFailed
 from migrate_ckpt.history import (
     Place,
     Record,
@@ -33,40 +31,11 @@ from migrate_ckpt.history import (
     write_history,
 )
 from migrate_ckpt.migration import CkptType, Migration
-from migrate_ckpt.plan import Plan, make_plan
+from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
 
 OnStep = Callable[[int, int, str], None]
 """Called before each migration with its position, counted from one, their count, its name."""
-
-
-def migrate_ckpt(
-    ckpt: CkptType, migrations: Sequence[Migration]
-) -> tuple[CkptType, list[Migration]]:
-    """Run what is pending and return the new checkpoint and the migrations that ran.
-
-    The checkpoint passed in is never changed: it is copied once if there is anything to run, and
-    returned itself if there is nothing. The history is kept under `ckpt_migration_key`. It is
-    never refused; what it says of a wrong folder or an edited migration is a `HistoryWarning`.
-
-    Raises:
-        InvalidHistory: What the checkpoint has under that key is no list of names.
-        MigrationFailed: A migration raised or returned no checkpoint.
-    """
-    plan = make_plan(migrations, read_history(ckpt), allow_unknown_history=True)
-    return run_in_memory(ckpt, plan, lambda: migrations)
-
-
-def run_in_memory(
-    ckpt: CkptType, plan: Plan, load: Callable[[], Sequence[Migration]]
-) -> tuple[CkptType, list[Migration]]:
-    """Run a plan on a copy of a checkpoint; loads no migration if there is nothing to run."""
-    _warn(plan)
-    if not plan.to_run:
-        return ckpt, []
-    migrations = load()
-    migrated, report = run_plan(deepcopy(ckpt), plan, migrations, history_in_metadata=False)
-    return migrated, [m for m in migrations if m.name in report.ran]
 
 
 def run_plan(
@@ -221,15 +190,3 @@ def _where(migration: Migration, error: BaseException) -> str:
         frame = frame.tb_next
     line = lines[-1] if lines else code.co_firstlineno
     return f" in {Path(code.co_filename).name}, line {line}"
-
-
-def _warn(plan: Plan) -> None:
-    if plan.has_unknown_history:
-        _say("The history names none of these migrations, so all of them run", plan.unknown)
-    if plan.changed:
-        _say("Edited since they were applied, and not run again", plan.changed)
-
-
-def _say(text: str, names: Sequence[str]) -> None:
-    # Past _say, _warn, run_in_memory and migrate_ckpt or migrate_from_folder: the caller's line.
-    warnings.warn(f"{text}: {', '.join(names)}.", HistoryWarning, stacklevel=5)

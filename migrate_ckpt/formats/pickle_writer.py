@@ -1,10 +1,10 @@
 """Writes a pickle with foreign objects in it, without importing what they name.
 
 CPython's C pickler does the work. It writes a global by importing its module and looking for the very object, so
-each foreign global and each storage is first written as a global of a module that exists only for this purpose and
-whose name is random. Afterwards these names are replaced in the bytes: by the real name, or by the persistent id
-of the storage. A global and a persistent id both push one object, so memo and stack stay right; and since nobody
-can know the random name, none of the data can look like it. As many replacements as placeholders, or it is an error.
+each foreign global, storage and tensor is first written as a global of a module that exists only for this purpose and
+whose name is random. Afterwards these names are replaced in the bytes by what makes the true object. That and a global
+both push one object, so memo and stack stay right; and since nobody can know the random name, none of the data can look
+like it. As many replacements as placeholders, or it is an error.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from migrate_ckpt.foreign import (
     ForeignMapping,
     ForeignObject,
     ForeignSequence,
-    global_path,
 )
+from migrate_ckpt.formats.opcodes import PlainTensor, push, text
 from migrate_ckpt.formats.storages import StorageHandle
 
 _MIGRATIONS_PREFIX = "_migrate_ckpt_"
 
-Written: TypeAlias = "ForeignGlobal | StorageHandle"
+Written: TypeAlias = "ForeignGlobal | StorageHandle | PlainTensor"
 
 
 class TensorReducer(Protocol):
     """Knows how torch's values are pickled."""
 
     def reducers(self) -> dict[type, Callable[[Any], Any]]:
-        """By exact type: what `__reduce_ex__` would give, or a StorageHandle to write in place of the value."""
+        """By exact type: what `__reduce_ex__` would give, or what to write in place of the value."""
         ...
 
     def written_as(self, handle: StorageHandle) -> StorageHandle:
@@ -72,7 +72,10 @@ def _write_by_placeholders(value: Any, reducer: TensorReducer, protocol: int) ->
         pickler.dump(value)
     finally:
         pickler.placeholders.withdraw()
-    return pickler.placeholders.replace(buffer.getvalue())
+    data = buffer.getvalue()
+    if pickler.placeholders.is_empty:
+        return data
+    return pickler.placeholders.replace(data, free_memo=len(pickler.memo.copy()))
 
 
 def _write_in_python(value: Any, reducer: TensorReducer, protocol: int) -> bytes:
@@ -103,9 +106,7 @@ class _Reduces:
         if reduce is None:
             return _refuse_unimportable(type(obj))
         reduced = reduce(obj)
-        if isinstance(reduced, (StorageHandle, ForeignGlobal)):
-            return self.placeholder(obj, reduced)
-        return reduced
+        return self.placeholder(obj, reduced) if type(reduced) in _WRITTEN else reduced
 
     def placeholder(self, obj: Any, written: Written) -> str:
         """A name for `obj`, for the pickler to write it as a global, so that `written` comes in its place."""
@@ -140,7 +141,7 @@ class _PythonPickler(_Reduces, _PurePickler):  # type: ignore[misc]
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if name == "":
-            self.write(_opcodes(self._written, _stack_global))
+            self.write(push(self._written, _stack_global))
             self.memoize(obj)
         else:
             super().save_global(obj, name)
@@ -187,76 +188,79 @@ def _refuse_unimportable(obj: Any) -> Any:
 
 
 class _Placeholders:
-    """Globals of modules with random names, and what shall stand in their place."""
+    """Globals of a module with a random name, and what shall stand in their place."""
 
     def __init__(self) -> None:
         self._token = f"_{secrets.token_hex(16)}_"
+        self._module = types.ModuleType(f"m{self._token}")
         self._written: list[Written] = []
-        self._restore: list[tuple[Any, str]] = []
+        self._renamed: list[tuple[Any, str | None]] = []
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._written
 
     def add(self, obj: Any, written: Written) -> str:
-        """Make `obj` a global of a module of its own; gives its name there."""
-        name = self._name(len(self._written))
-        module = types.ModuleType(f"m{name}")
-        setattr(module, name, obj)
-        true_module = obj.__module__
-        _set_module(obj, module.__name__)
-        sys.modules[module.__name__] = module
-        self._restore.append((obj, true_module))
+        """Make `obj` a global of the module; gives its name there."""
+        # Padded, so that no name is the beginning of another.
+        name = f"{self._token}{len(self._written):010d}"
+        if not self._written:
+            sys.modules[self._module.__name__] = self._module
+        setattr(self._module, name, obj)
         self._written.append(written)
+        self._rename(obj)
         return name
 
     def withdraw(self) -> None:
-        """Take the modules away again."""
-        for index, (obj, module) in enumerate(self._restore):
-            sys.modules.pop(f"m{self._name(index)}", None)
-            _set_module(obj, module)
+        """Take the module away again, and its name from the objects."""
+        sys.modules.pop(self._module.__name__, None)
+        vars(self._module).clear()
+        for obj, module in self._renamed:
+            if module is None:
+                object.__delattr__(obj, "__module__")
+            else:
+                type.__setattr__(obj, "__module__", module)
 
-    def replace(self, data: bytes) -> bytes:
-        """The pickle with the real opcodes in place of each placeholder."""
-        if not self._written:
-            return data
+    def replace(self, data: bytes, *, free_memo: int) -> bytes:
+        """The pickle with the true opcodes in place of each placeholder. Memo slots from `free_memo` on are unused."""
         token = self._token.encode()
-        pattern = rb"cm" + token + rb"\d{10}\n" + token + rb"(\d{10})\n"
+        pattern = rb"cm" + token + rb"\n" + token + rb"(\d{10})\n"
+        write_global = _MemoisedGlobals(free_memo)
         data, replaced = re.subn(
-            pattern, lambda found: _opcodes(self._written[int(found[1])], _global), data
+            pattern, lambda found: push(self._written[int(found[1])], write_global), data
         )
         if replaced != len(self._written) or token in data:
             raise UnwritableCheckpoint("the pickler wrote a foreign object in an unexpected way")
         return data
 
-    def _name(self, index: int) -> str:
-        # Padded, so that no name is the beginning of another.
-        return f"{self._token}{index:010d}"
+    def _rename(self, obj: Any) -> None:
+        if isinstance(obj, type):
+            self._renamed.append((obj, obj.__module__))
+            type.__setattr__(obj, "__module__", self._module.__name__)
+        else:
+            object.__setattr__(obj, "__module__", self._module.__name__)
+            self._renamed.append((obj, None))
 
 
-def _set_module(obj: Any, module: str) -> None:
-    set_attribute = type.__setattr__ if isinstance(obj, type) else object.__setattr__
-    set_attribute(obj, "__module__", module)
+class _MemoisedGlobals:
+    """Writes a global the first time by its name, and from then on out of the memo."""
 
+    def __init__(self, free_memo: int) -> None:
+        self._next = free_memo
+        self._known: dict[tuple[str, str], bytes] = {}
 
-def _opcodes(written: Written, write_global: Callable[[str, str], bytes]) -> bytes:
-    if isinstance(written, ForeignGlobal):
-        return write_global(written.__module__, written.__qualname__)
-    numel = pickle.dumps(written.numel, protocol=2)[2:-1]
-    module, _, name = global_path(written.type).rpartition(".")
-    text = (
-        _text("storage"),
-        write_global(module, name),
-        _text(written.key),
-        _text(written.location),
-    )
-    return b"".join((pickle.MARK, *text, numel, pickle.TUPLE, pickle.BINPERSID))
-
-
-def _global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+    def __call__(self, module: str, name: str) -> bytes:
+        known = self._known.get((module, name))
+        if known is not None:
+            return known
+        slot = struct.pack("<I", self._next)
+        self._next += 1
+        self._known[module, name] = pickle.LONG_BINGET + slot
+        return pickle.GLOBAL + f"{module}\n{name}\n".encode() + pickle.LONG_BINPUT + slot
 
 
 def _stack_global(module: str, name: str) -> bytes:
-    return _text(module) + _text(name) + pickle.STACK_GLOBAL
+    return text(module) + text(name) + pickle.STACK_GLOBAL
 
 
-def _text(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogatepass")
-    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
+_WRITTEN = frozenset((ForeignGlobal, StorageHandle, PlainTensor))

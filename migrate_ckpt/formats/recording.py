@@ -64,7 +64,7 @@ class Load:
         return node
 
     def call(self, function: ForeignGlobal, args: tuple[Any, ...]) -> Any:
-        fold = self.folds.get((function.__module__, function.__qualname__))
+        fold = function.__fold__  # type: ignore[attr-defined]
         value = NOT_FOLDED if fold is None else fold(*args)
         return self.record(function, args) if value is NOT_FOLDED else value
 
@@ -94,10 +94,10 @@ class Load:
             "__slots__": (),
             "__new__": new,
             "__via__": via,
+            "__load__": self,
+            "__fold__": self.folds.get((module, name)),
         }
-        found = type.__new__(_RecordingGlobal, name, (), members)
-        type.__setattr__(found, "__load__", self)
-        return found
+        return type.__new__(_RecordingGlobal, name, (), members)
 
     def _nested(self, *args: Any) -> Any:
         """`getattr(Outer, "Inner")`: how pickle names a nested class before protocol 4."""
@@ -204,8 +204,8 @@ class _Node(Recorded):
 def _stop_recording(found: ForeignGlobal) -> None:
     # With the metaclass of a finished global it refuses calls; without the rest it does not keep the load alive.
     type.__setattr__(found, "__class__", ForeignGlobal)
-    type.__delattr__(found, "__new__")
-    type.__delattr__(found, "__load__")
+    for name in ("__new__", "__load__", "__fold__"):
+        type.__delattr__(found, name)
 
 
 def _become_foreign(node: Any) -> None:

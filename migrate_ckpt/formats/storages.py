@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from migrate_ckpt.errors import UnreadableCheckpoint, UnsafePickle
 from migrate_ckpt.foreign import ForeignGlobal, global_path
@@ -59,14 +58,9 @@ class StorageHandle:
     numel: int
     container: Container | None
 
-    @property
-    def dtype_name(self) -> str:
-        return STORAGE_TYPES[global_path(self.type)][0]
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes per element."""
-        return STORAGE_TYPES[global_path(self.type)][1]
+    def __post_init__(self) -> None:
+        # Bytes per element beside the dtype: asked for once for each tensor.
+        self.dtype_name, self.itemsize = STORAGE_TYPES[global_path(self.type)]
 
     def __setstate__(self, state: object) -> NoReturn:
         raise UnsafePickle("the pickle sets a state on a storage")
@@ -131,11 +125,15 @@ def check_layout(numel: int, offset: object, size: object, stride: object) -> No
         type(size) is tuple and type(stride) is tuple and len(size) == len(stride) <= MAX_DIMENSIONS
     ):
         raise UnreadableCheckpoint("a tensor has no shape")
-    numbers = (offset, *size, *stride)
-    if not all(type(number) is int and 0 <= number < MAX_ELEMENTS for number in numbers):
-        raise UnreadableCheckpoint("a tensor has an impossible offset, shape or stride")
+    for number in (offset, *size, *stride):
+        if type(number) is not int or not 0 <= number < MAX_ELEMENTS:
+            raise UnreadableCheckpoint("a tensor has an impossible offset, shape or stride")
     if 0 in size:
         return
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if last >= numel or math.prod(size) >= MAX_ELEMENTS:
+    last: Any = offset
+    count = 1
+    for length, step in zip(size, stride, strict=True):
+        last += (length - 1) * step
+        count *= length
+    if last >= numel or count >= MAX_ELEMENTS:
         raise UnreadableCheckpoint("a tensor reaches past the end of its storage")

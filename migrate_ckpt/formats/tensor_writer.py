@@ -7,13 +7,13 @@ and `_rebuild_tensor_v3` with an untyped one for a dtype that has no typed stora
 from __future__ import annotations
 
 import ctypes
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from migrate_ckpt.foreign import ForeignGlobal, global_path
+from migrate_ckpt.formats.opcodes import PlainTensor
 from migrate_ckpt.formats.pieces import NewBytes
 from migrate_ckpt.formats.storages import STORAGE_TYPES, StorageHandle
 from migrate_ckpt.formats.tensors import HANDLE
@@ -114,35 +114,28 @@ class TensorWriter:
         return self._handle(used, global_path(handle.type), handle.numel)
 
     def _tensor(self, tensor: torch.Tensor) -> Any:
-        if tensor.__dict__ or tensor._backward_hooks or not _is_plain(tensor):
-            return _as_torch_does(tensor)
-        used = self._use(tensor.untyped_storage())
-        layout: tuple[Any, ...] = (
-            tensor.storage_offset(),
-            tuple(tensor.size()),
-            tensor.stride(),
-            tensor.requires_grad,
-            OrderedDict(),
-        )
-        if used.dtype is None and tensor.dtype in _TYPE_OF_DTYPE:
-            used.dtype = tensor.dtype
-        nbytes = tensor.untyped_storage().nbytes()
-        if used.dtype is tensor.dtype:
-            handle = self._handle(used, _TYPE_OF_DTYPE[tensor.dtype], nbytes // tensor.itemsize)
-            return torch._utils._rebuild_tensor_v2, (handle, *layout)
-        return torch._utils._rebuild_tensor_v3, (
-            self._handle(used, _UNTYPED, nbytes),
-            *layout,
-            tensor.dtype,
-        )
+        return self._plain(tensor, is_parameter=False)
 
     def _parameter(self, parameter: torch.nn.Parameter) -> Any:
-        if parameter.__dict__ or parameter._backward_hooks or not _is_plain(parameter):
-            return _as_torch_does(parameter)
-        return torch._utils._rebuild_parameter, (
-            parameter.data,
-            parameter.requires_grad,
-            OrderedDict(),
+        return self._plain(parameter, is_parameter=True)
+
+    def _plain(self, tensor: torch.Tensor, *, is_parameter: bool) -> Any:
+        if tensor.__dict__ or tensor._backward_hooks or not _is_plain(tensor):
+            return _as_torch_does(tensor)
+        storage, dtype = tensor.untyped_storage(), tensor.dtype
+        used = self._use(storage)
+        if used.dtype is None and dtype in _TYPE_OF_DTYPE:
+            used.dtype = dtype
+        is_typed = used.dtype is dtype
+        path, itemsize = (_TYPE_OF_DTYPE[dtype], dtype.itemsize) if is_typed else (_UNTYPED, 1)
+        return PlainTensor(
+            self._handle(used, path, storage.nbytes() // itemsize),
+            int(tensor.storage_offset()),
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.requires_grad,
+            None if is_typed else str(dtype).removeprefix("torch."),
+            is_parameter,
         )
 
     def _untyped_storage(self, storage: torch.UntypedStorage) -> StorageHandle:

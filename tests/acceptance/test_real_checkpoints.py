@@ -136,8 +136,9 @@ def test_a_real_checkpoint_comes_back_renamed_and_otherwise_bit_for_bit_the_same
             f"{service.url}/migrate",
             "-o",
             new,
-        ]
-        + ["-w", "%header{migration-report}"],
+            "-w",
+            "%header{migration-report}",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate_ckpt.history import History, Record, ckpt_migration_key, read_history
+from migrate_ckpt.in_memory import migrate_ckpt
 from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.plan import Plan, Policy, make_plan
-from migrate_ckpt.runner import migrate_ckpt, run_plan
+from migrate_ckpt.runner import run_plan
 
 NAMES = st.text("abcdefgh", min_size=1, max_size=2)
 FOLDERS = st.lists(NAMES, unique=True, max_size=8).map(sorted)

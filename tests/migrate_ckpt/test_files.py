@@ -282,7 +282,7 @@ def test_stamping_writes_the_history_and_runs_nothing(old, folder, tmp_path):
 
     stamped = read_checkpoint(tmp_path / "new.ckpt")
     assert names == ("0001_strip", "0002_rename")
-    assert list(stamped["state_dict"])[0] == "model.0"
+    assert next(iter(stamped["state_dict"])) == "model.0"
     assert plan_file(tmp_path / "new.ckpt", read_folder(folder)).to_run == ()
 
 

@@ -48,7 +48,7 @@ def edit_namespace(args):
 
 
 def edit_defaultdict(table):
-    table["b"] = table.pop("a") + [2]
+    table["b"] = [*table.pop("a"), 2]
     table.setdefault("c", []).append(len(table))
     table["keys"] = [key for key in table if key in table]
     return table

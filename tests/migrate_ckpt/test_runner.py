@@ -18,10 +18,11 @@ from migrate_ckpt.history import (
     records_key,
     write_history,
 )
+from migrate_ckpt.in_memory import migrate_ckpt
 from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.plan import make_plan
 from migrate_ckpt.report import Report
-from migrate_ckpt.runner import migrate_ckpt, run_plan
+from migrate_ckpt.runner import run_plan
 
 HERE = Path(__file__).name
 

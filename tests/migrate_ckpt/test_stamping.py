@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from migrate_ckpt import migrate_from_folder
 from migrate_ckpt.errors import UnknownSet
 from migrate_ckpt.history import Record, ckpt_migration_key, read_history
-from migrate_ckpt.loader import migrate_from_folder
 from migrate_ckpt.stamping import stamp
 
 from .conftest import WriteFolder

@@ -1,0 +1,118 @@
+"""The opcodes that make a global, a storage or a tensor, by themselves: they need nothing of the rest of a pickle.
+
+What they build is what torch's own `Tensor.__reduce_ex__` names: `_rebuild_tensor_v2`, or `_rebuild_tensor_v3` with
+a dtype, of a storage that a persistent id names, and around that `_rebuild_parameter` for a parameter.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+from migrate_ckpt.foreign import ForeignGlobal, global_path
+from migrate_ckpt.formats.storages import StorageHandle
+
+WriteGlobal: TypeAlias = Callable[[str, str], bytes]
+"""Gives the opcodes of a global by its module and name."""
+
+
+class PlainTensor(NamedTuple):
+    """A tensor that its storage and layout say all of. Offset and strides are in elements.
+
+    `dtype` is torch's name of it where it is not the storage's own; `is_parameter` wraps it as a parameter, and then
+    `requires_grad` is the parameter's.
+    """
+
+    storage: StorageHandle
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    requires_grad: bool
+    dtype: str | None
+    is_parameter: bool
+
+
+def push(written: ForeignGlobal | StorageHandle | PlainTensor, write_global: WriteGlobal) -> bytes:
+    """The opcodes that push it on the stack of an unpickler."""
+    if isinstance(written, PlainTensor):
+        return (
+            _parameter(written, write_global)
+            if written.is_parameter
+            else _tensor(written, write_global)
+        )
+    if isinstance(written, StorageHandle):
+        return _storage(written, write_global)
+    return write_global(written.__module__, written.__qualname__)
+
+
+def text(value: str) -> bytes:
+    """The opcodes of a text."""
+    raw = value.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
+
+
+def _storage(handle: StorageHandle, write_global: WriteGlobal) -> bytes:
+    module, _, name = global_path(handle.type).rpartition(".")
+    fields = (
+        _STORAGE,
+        write_global(module, name),
+        text(handle.key),
+        text(handle.location),
+        _int(handle.numel),
+    )
+    return b"".join((pickle.MARK, *fields, pickle.TUPLE, pickle.BINPERSID))
+
+
+def _tensor(tensor: PlainTensor, write_global: WriteGlobal) -> bytes:
+    requires_grad = tensor.requires_grad and not tensor.is_parameter
+    parts = [
+        write_global(
+            "torch._utils", "_rebuild_tensor_v2" if tensor.dtype is None else "_rebuild_tensor_v3"
+        ),
+        pickle.MARK,
+        _storage(tensor.storage, write_global),
+        _int(tensor.offset),
+        _ints(tensor.size),
+        _ints(tensor.stride),
+        pickle.NEWTRUE if requires_grad else pickle.NEWFALSE,
+        write_global("collections", "OrderedDict"),
+        _CALL_WITH_NOTHING,
+    ]
+    if tensor.dtype is not None:
+        parts.append(write_global("torch", tensor.dtype))
+    parts.append(_END_OF_CALL)
+    return b"".join(parts)
+
+
+def _parameter(tensor: PlainTensor, write_global: WriteGlobal) -> bytes:
+    parts = (
+        write_global("torch._utils", "_rebuild_parameter"),
+        pickle.MARK,
+        _tensor(tensor, write_global),
+        pickle.NEWTRUE if tensor.requires_grad else pickle.NEWFALSE,
+        write_global("collections", "OrderedDict"),
+        _CALL_WITH_NOTHING,
+        _END_OF_CALL,
+    )
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=4096)
+def _ints(numbers: tuple[int, ...]) -> bytes:
+    return pickle.MARK + b"".join(map(_int, numbers)) + pickle.TUPLE
+
+
+def _int(number: int) -> bytes:
+    if number < 1 << 8:
+        return pickle.BININT1 + struct.pack("<B", number)
+    if number < 1 << 31:
+        return pickle.BININT + struct.pack("<i", number)
+    return pickle.dumps(number, protocol=2)[2:-1]
+
+
+_STORAGE = text("storage")
+_CALL_WITH_NOTHING = pickle.EMPTY_TUPLE + pickle.REDUCE
+_END_OF_CALL = pickle.TUPLE + pickle.REDUCE

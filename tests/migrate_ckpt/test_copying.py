@@ -1,0 +1,182 @@
+"""What is passed to `migrate_ckpt` is never changed, and what its tensors hold is not copied for that."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections import OrderedDict
+
+import numpy
+import pytest
+import torch
+
+from migrate_ckpt import Migration, migrate_ckpt
+from migrate_ckpt.copying import copy_sharing_storages
+
+WRITES = {
+    "in place": lambda tensor: tensor.mul_(2),
+    "through a view": lambda tensor: tensor[1:2].fill_(7),
+    "through data": lambda tensor: tensor.data.add_(1),
+    "through NumPy": lambda tensor: tensor.detach().numpy().__setitem__(0, 9),
+    "through the storage": lambda tensor: tensor.untyped_storage().fill_(1),
+    "through out": lambda tensor: torch.add(tensor.data, 1, out=tensor.data),
+    "through another dtype": lambda tensor: tensor.data.view(torch.int32).fill_(3),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+@pytest.mark.parametrize("side", ["the copy", "the original"])
+def test_a_write_to_one_side_is_not_seen_on_the_other(write, side):
+    original = {"w": torch.arange(8.0)}
+    twin = copy_sharing_storages(original)
+    written, other = (twin, original) if side == "the copy" else (original, twin)
+
+    write(written["w"])
+
+    assert torch.equal(other["w"], torch.arange(8.0))
+    assert not torch.equal(written["w"], other["w"])
+
+
+def test_ties_and_views_stay_so_among_themselves():
+    base = torch.arange(10.0)
+    twin = copy_sharing_storages(
+        {"base": base, "tie": base, "view": base[2:5], "transposed": base.view(2, 5).t()}
+    )
+
+    twin["base"].add_(1)
+
+    assert twin["tie"] is twin["base"]
+    assert twin["view"].tolist() == [3.0, 4.0, 5.0]
+    assert twin["transposed"].stride() == (1, 5)
+    assert twin["transposed"][0, 0] == 1.0
+    assert base.tolist() == list(range(10))
+
+
+def test_parameters_stay_parameters_and_share_with_their_views():
+    weight = torch.nn.Parameter(torch.ones(3))
+    module = torch.nn.Linear(2, 2)
+
+    twin = copy_sharing_storages({"weight": weight, "view": weight.data[:1], "module": module})
+
+    assert type(twin["weight"]) is torch.nn.Parameter
+    assert twin["weight"].requires_grad
+    twin["weight"].data.fill_(5)
+    assert twin["view"].item() == 5.0
+    assert weight.tolist() == [1.0, 1.0, 1.0]
+    twin["module"].weight.data.zero_()
+    assert module.weight.abs().sum() > 0
+
+
+def test_everything_else_is_a_deep_copy():
+    state = OrderedDict(w=torch.ones(2))
+    state._metadata = {"": {"version": 1}}
+    args = argparse.Namespace(layers=[1])
+    graded = torch.ones(2, requires_grad=True)
+    graded.grad = torch.full((2,), 3.0)
+    graded.note = ["mine"]
+    original = {"state": state, "args": args, "graded": graded, "result": (graded * 2)}
+
+    twin = copy_sharing_storages(original)
+
+    twin["state"]._metadata[""]["version"] = 2
+    twin["args"].layers.append(2)
+    twin["graded"].note.append("too")
+    twin["graded"].grad.zero_()
+    assert state._metadata == {"": {"version": 1}}
+    assert args.layers == [1]
+    assert graded.note == ["mine"]
+    assert graded.grad.tolist() == [3.0, 3.0]
+    assert twin["graded"].requires_grad
+
+
+KINDS = {
+    "bfloat16": lambda: torch.ones(4, dtype=torch.bfloat16),
+    "complex": lambda: torch.tensor([1 + 2j]),
+    "conjugate": lambda: torch.tensor([1 + 2j]).conj(),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "scalar": lambda: torch.tensor(3.0),
+    "empty": lambda: torch.empty(0, 3),
+    "expanded": lambda: torch.ones(1).expand(3, 4),
+    "bool": lambda: torch.tensor([True]),
+    "meta": lambda: torch.empty(3, device="meta"),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+def test_every_kind_of_tensor_is_copied_as_what_it_is(make):
+    tensor = make()
+
+    twin = copy_sharing_storages([tensor])[0]
+
+    described = [(t.dtype, t.shape, t.layout, t.device) for t in (twin, tensor)]
+    assert described[0] == described[1]
+    if not tensor.is_meta:
+        assert torch.equal(*(t.to_dense() if t.is_sparse else t for t in (twin, tensor)))
+
+
+def test_foreign_memory_is_copied_once_and_the_log_says_how_much(caplog):
+    array = numpy.arange(100.0)
+    tensor = torch.from_numpy(array)
+
+    with caplog.at_level(logging.INFO, "migrate_ckpt"):
+        twin = copy_sharing_storages({"a": tensor, "view": tensor[5:]})
+
+    assert "copied 800 bytes" in caplog.text
+    twin["a"][5] = -1
+    assert twin["view"][0] == -1
+    assert array[5] == 5
+
+
+def test_migrations_on_a_large_checkpoint_copy_no_tensor_bytes():
+    program = """
+        import torch
+        from migrate_ckpt import Migration, migrate_ckpt
+
+        def anonymous():
+            for line in open("/proc/self/status"):
+                if line.startswith("RssAnon"):
+                    return int(line.split()[1]) // 1024
+
+        def rename(ckpt):
+            ckpt["state_dict"] = {"x." + key: value for key, value in ckpt["state_dict"].items()}
+            return ckpt
+
+        ckpt = {"state_dict": {str(i): torch.full((4 << 20,), 1.0) for i in range(16)}}
+        migrate_ckpt({}, [Migration("0", rename_nothing := lambda ckpt: ckpt)])
+        before = anonymous()
+        ckpt, done = migrate_ckpt(ckpt, [Migration(str(i), rename) for i in range(3)])
+        during = anonymous()
+        torch.save(ckpt, "/dev/null")
+        print(before, during - before, anonymous() - before, len(done))
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    before, during, after, count = map(int, done.stdout.split())
+    assert count == 3
+    assert before >= 256
+    assert during < 40
+    assert after < 40
+
+
+def test_a_failing_migration_leaves_what_was_passed_in_as_it_was():
+    original = {"w": torch.zeros(3)}
+
+    def fail(ckpt):
+        ckpt["w"].add_(1)
+        raise ValueError("no")
+
+    with pytest.raises(Exception, match="no"):
+        migrate_ckpt(original, [Migration("fail", fail)])
+
+    assert original["w"].tolist() == [0.0, 0.0, 0.0]
