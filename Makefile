@@ -1,0 +1,52 @@
+# Every target sets up what it needs in .venv first, and does nothing for that when it is already there.
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTHON ?= python3
+BENCH ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve demo test check acceptance bench image clean
+
+help: ## list the targets (this text)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(STAMP) ## start the service on HOST and PORT (127.0.0.1:8000)
+	HOST=$(HOST) PORT=$(PORT) exec $(BIN)/python -m app serve
+
+demo: $(STAMP) ## migrate a checkpoint over HTTP and show what changed in it
+	$(BIN)/python docs/demo.py
+
+test: $(STAMP) ## run every test but those that start real processes
+	$(BIN)/python -m pytest -m "not acceptance"
+
+check: $(STAMP) ## lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+acceptance: $(STAMP) ## run the tests that start real processes and speak real HTTP
+	$(BIN)/python -m pytest -m acceptance
+
+bench: $(STAMP) ## measure the service beside two others (BENCH="--sizes 20MB --rounds 3")
+	$(BIN)/python benchmarks/service.py $(BENCH)
+
+image: ## build the container image migrate-ckpt (needs a Docker engine)
+	@docker info >/dev/null 2>&1 || { echo "make image: no Docker engine answers here" >&2; exit 1; }
+	docker build --build-arg PIP_EXTRA_INDEX_URL --tag migrate-ckpt .
+
+clean: ## remove .venv and everything built or cached
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "migrate-ckpt needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
