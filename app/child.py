@@ -66,12 +66,9 @@ def _classify(error: Exception) -> _Failure:
 def _migrate(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
     options = _options(request)
     with run_file(_source(request), _set(request), **options, on_step=on_step) as done:
-        report = replace(done.report, fingerprint=request.fingerprint)
-        return {
-            "report": report.to_dict(),
-            "header": report.to_header(),
-            "pieces": spill(done.pieces, Path(request.scratch_folder) / NEW_BYTES_NAME),
-        }
+        pieces = spill(done.pieces, Path(request.scratch_folder) / NEW_BYTES_NAME)
+        report = replace(done.verify(), fingerprint=request.fingerprint)
+        return {"report": report.to_dict(), "header": report.to_header(), "pieces": pieces}
 
 
 def _plan(request: RunRequest, on_step: OnStep) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import UnreadableCheckpoint as UnreadableCheckpoint
     from migrate_ckpt.errors import UnsafePickle as UnsafePickle
     from migrate_ckpt.errors import UnwritableCheckpoint as UnwritableCheckpoint
-    from migrate_ckpt.files import Run as Run
+    from migrate_ckpt.file_run import Run as Run
     from migrate_ckpt.files import inspect_file as inspect_file
     from migrate_ckpt.files import migrate_file as migrate_file
     from migrate_ckpt.files import plan_file as plan_file
@@ -80,8 +80,8 @@ _MODULES = {
         "UnsafePickle",
         "UnwritableCheckpoint",
     ),
+    "file_run": ("Run",),
     "files": (
-        "Run",
         "inspect_file",
         "migrate_file",
         "plan_file",

@@ -158,7 +158,7 @@ class ForeignObject(Recorded):
             parts.append(f"{len(self.__recipe__.items)} items")
         return "; ".join(parts) + ">"
 
-    __str__ = _unanswerable("str()")
+    __str__ = _unanswerable("str(); repr() shows what is known of it")
     __bool__ = _unanswerable("whether it is true")
     __int__ = _unanswerable("int()")
     __float__ = _unanswerable("float()")

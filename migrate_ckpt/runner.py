@@ -17,13 +17,14 @@ one kind into the other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from types import CodeType
 
 from migrate_ckpt.errors import InvalidHistory, MigrationFailed
 from migrate_ckpt.history import (
+    History,
     Place,
     Record,
     is_flat_state_dict,
@@ -67,13 +68,14 @@ class _Run:
     """The state of one run: the checkpoint, its history and the report so far."""
 
     def __init__(self, ckpt: CkptType, plan: Plan, *, history_in_metadata: bool) -> None:
-        found = read_history(ckpt)
+        is_mapping = isinstance(ckpt, Mapping)
+        found = read_history(ckpt) if is_mapping else History()
         self.ckpt = ckpt
         self.plan = plan
         self.history = found.with_renamed(plan.renamed, set_name=plan.set_name)
         self.report = Report(plan, warnings=plan.warnings)
         self._order = [step.name for step in plan.steps if step.state != "unknown"]
-        self._was_flat = is_flat_state_dict(ckpt)
+        self._was_flat = is_mapping and is_flat_state_dict(ckpt)
         self._allows_metadata = history_in_metadata
 
     def step(self, migration: Migration, position: int) -> None:

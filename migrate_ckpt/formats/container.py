@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.formats.mapped import MappedSource
     from migrate_ckpt.formats.pickle_reader import TensorBuilder
     from migrate_ckpt.formats.source import FileSource
+    from migrate_ckpt.formats.verification import Checksum
 
 
 class Stored(Protocol):
@@ -58,6 +59,11 @@ class Container(Protocol):
     def source(self) -> FileSource: ...
     @property
     def storages(self) -> Mapping[str, Stored]: ...
+    @property
+    def checksums(self) -> Iterable[Checksum]:
+        """What the file says of ranges of its bytes, in their order; none where the format has no checksums."""
+        ...
+
     @property
     def mapped(self) -> MappedSource:
         """The file in memory, mapped when it is asked for first."""

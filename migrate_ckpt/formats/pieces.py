@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -125,8 +125,16 @@ def _write_all(descriptor: int, data: NewBytes) -> None:
         view = view[os.write(descriptor, view[: 1 << 30]) :]
 
 
-def replace_file(target: Path, pieces: Pieces, source: FileSource | None) -> None:
+def replace_file(
+    target: Path,
+    pieces: Pieces,
+    source: FileSource | None,
+    *,
+    before_rename: Callable[[], object] | None = None,
+) -> None:
     """Write the pieces beside the target, flush, rename: the target is what it was, or whole.
+
+    `before_rename` is called when all is written; what it raises leaves the target as it was.
 
     Raises:
         OSError: It cannot be written; then nothing is left behind.
@@ -143,6 +151,8 @@ def replace_file(target: Path, pieces: Pieces, source: FileSource | None) -> Non
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if before_rename is not None:
+            before_rename()
         os.replace(beside, target)
     except BaseException:
         beside.unlink(missing_ok=True)

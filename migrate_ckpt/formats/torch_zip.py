@@ -7,7 +7,7 @@ name begins with a dot (torch/serialization.py, caffe2/serialize/inline_containe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from migrate_ckpt.formats.mapped import MappedSource
 from migrate_ckpt.formats.pickle_reader import MAX_PICKLE_BYTES, TensorBuilder, read_pickle
 from migrate_ckpt.formats.pieces import Pieces
 from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.formats.verification import Checksum
 from migrate_ckpt.formats.zip_reader import read_directory
 from migrate_ckpt.formats.zip_writer import ALIGNMENT, ZipWriter
 
@@ -79,6 +80,13 @@ class TorchZip:
     def mapped(self) -> MappedSource:
         """The file in memory."""
         return MappedSource(self.source)
+
+    @property
+    def checksums(self) -> Iterator[Checksum]:
+        return (
+            Checksum(entry.name, entry.data_offset, entry.size, entry.crc)
+            for entry in self._records.values()
+        )
 
     def read(self, builder: TensorBuilder) -> Contents:
         """Read the pickle.

@@ -244,13 +244,62 @@ def test_to_stops_after_a_migration_and_the_rest_stays_pending(old, folder, tmp_
     assert (report.ran, report.pending) == (("0001_strip",), ("0002_rename",))
 
 
-def test_a_file_that_holds_no_mapping_is_refused_with_what_it_is(tmp_path, folder):
+def test_a_pickled_module_reaches_the_first_migration_which_may_make_it_a_checkpoint(
+    tmp_path, write_folder
+):
+    module = torch.nn.Linear(2, 1)
+    torch.save(module, tmp_path / "module.pt")
+    unwrap = """
+        def handle(module):
+            return {"state_dict": dict(module._parameters), "class": module.__class__.__qualname__}
+    """
+    folder = write_folder({"0001_unwrap.py": textwrap.dedent(unwrap)})
+
+    migrate_file(tmp_path / "module.pt", tmp_path / "new.pt", folder=folder)
+
+    migrated = torch.load(tmp_path / "new.pt", weights_only=True)
+    assert migrated["class"] == "Linear"
+    assert torch.equal(migrated["state_dict"]["weight"], module.weight)
+
+
+def test_a_file_that_holds_no_mapping_and_has_no_migration_is_refused_with_what_it_is(
+    tmp_path, write_folder
+):
     torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pt")
 
     with pytest.raises(
         UnreadableCheckpoint, match=r"an object of torch\.nn\.modules\.linear\.Linear"
     ):
-        migrate_file(tmp_path / "module.pt", tmp_path / "new.pt", folder=folder)
+        migrate_file(tmp_path / "module.pt", tmp_path / "new.pt", folder=write_folder({}))
+
+
+def test_a_damaged_record_is_an_error_and_leaves_no_target(old, folder, tmp_path):
+    data = bytearray(old.read_bytes())
+    data[data.index(torch.full((100,), 3).numpy().tobytes()) + 17] ^= 1
+    old.write_bytes(data)
+
+    with pytest.raises(UnreadableCheckpoint, match="data/3"):
+        migrate_file(old, tmp_path / "new.ckpt", folder=folder)
+
+    assert not (tmp_path / "new.ckpt").exists()
+
+
+@pytest.mark.parametrize("computes", [True, False], ids=["with checksums", "without"])
+def test_the_report_says_whether_all_bytes_were_compared_with_a_checksum(
+    old, folder, tmp_path, computes
+):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(computes)
+    try:
+        torch.save(
+            {"state_dict": {"model.0": torch.ones(5)}, "args": argparse.Namespace(lr=1)}, old
+        )
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+    report = migrate_file(old, tmp_path / "new.ckpt", folder=folder)
+
+    assert report.bytes_verified is computes
 
 
 @pytest.mark.parametrize(

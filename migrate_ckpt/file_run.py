@@ -1,0 +1,187 @@
+"""One run of a set of migrations on an opened file, from its first byte to the pieces of the migrated one."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, NoReturn
+
+from migrate_ckpt.errors import UnreadableCheckpoint
+from migrate_ckpt.folder import MigrationSet
+from migrate_ckpt.foreign import ForeignObject, global_path
+from migrate_ckpt.formats import open_container
+from migrate_ckpt.formats.container import Container, Contents
+from migrate_ckpt.formats.pieces import Pieces, whole
+from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.formats.torch_zip import lay_out
+from migrate_ckpt.formats.verification import Verification
+from migrate_ckpt.history import History, read_history
+from migrate_ckpt.loader import load_migrations
+from migrate_ckpt.migration import CkptType
+from migrate_ckpt.plan import Plan, Policy, make_plan
+from migrate_ckpt.report import Report
+from migrate_ckpt.runner import OnStep, run_plan
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run may be told.
+
+    Attributes:
+        to: The migration to stop after; None runs all that is pending.
+        policy: What to do about missed migrations.
+        allow_unknown_history: Whether a history that names none of the set's migrations is no reason to refuse.
+    """
+
+    to: str | None = None
+    policy: Policy = "skip-missed"
+    allow_unknown_history: bool = False
+
+
+class Run:
+    """What a run gives: the report, and the migrated file as pieces of new bytes and ranges of the source.
+
+    The source's checksums are compared while the run goes on: call `verify` before the pieces are given away. The
+    pieces are good until the run is closed; it is a context manager.
+    """
+
+    def __init__(
+        self, report: Report, pieces: Pieces, source: FileSource, verification: Verification
+    ) -> None:
+        self.report = report
+        self.pieces = pieces
+        self.source = source
+        self._verification = verification
+
+    def verify(self) -> Report:
+        """Wait until all bytes of the source were compared; gives the report, which then says so.
+
+        Raises:
+            UnreadableCheckpoint: The source is damaged.
+        """
+        self.report = replace(self.report, bytes_verified=self._verification.finish())
+        return self.report
+
+    def close(self) -> None:
+        self._verification.cancel()
+        self.source.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def start_run(
+    source: FileSource, migrations: MigrationSet, options: RunOptions, on_step: OnStep | None
+) -> Run:
+    """Run a set on a source; the run owns it from then on."""
+    container = open_container(source)
+    verification = Verification(source, container.checksums)
+    try:
+        report, pieces = _migrate(container, migrations, options, on_step)
+    except BaseException:
+        verification.cancel()
+        raise
+    return Run(report, pieces, source, verification)
+
+
+def _migrate(
+    container: Container, migrations: MigrationSet, options: RunOptions, on_step: OnStep | None
+) -> tuple[Report, Pieces]:
+    contents = read_tensors(container)
+    plan = plan_value(contents.value, migrations, options)
+    facts = {"format": container.format, "size": container.source.size}
+    if not plan.has_work:
+        as_checkpoint(contents.value)
+        return Report(plan, warnings=plan.warnings, source=facts, target=facts), whole(
+            container.source
+        )
+    ckpt, report = run_plan(contents.value, plan, load_migrations(migrations), on_step=on_step)
+    pieces = lay_out_checkpoint(ckpt, container, contents.protocol)
+    target = {"format": "torch", "size": pieces.size, "copied_bytes": pieces.copied_bytes}
+    return replace(report, source=facts, target=target), pieces
+
+
+def plan_value(value: Any, migrations: MigrationSet, options: RunOptions) -> Plan:
+    """Plan a set for what a file holds. What is no mapping has no history: its first migration may turn it into one."""
+    return make_plan(
+        migrations.files,
+        read_history(value) if isinstance(value, Mapping) else History(),
+        set_name=migrations.name,
+        set_digest=migrations.digest,
+        to=options.to,
+        policy=options.policy,
+        allow_unknown_history=options.allow_unknown_history,
+    )
+
+
+def read_tensors(container: Container) -> Contents:
+    """Read a container with real tensors, mapped from its source."""
+    # Loading torch takes a second, which those who only look into a file need not wait.
+    from migrate_ckpt.formats.tensors import MappedTensors
+
+    with _without_garbage_collection():
+        return container.read(MappedTensors(container))
+
+
+def lay_out_checkpoint(ckpt: CkptType, container: Container, protocol: int) -> Pieces:
+    """The pieces of the file that holds a checkpoint; ranges of the container's source where it is unchanged."""
+    from migrate_ckpt.formats.pickle_writer import write_pickle
+    from migrate_ckpt.formats.tensor_writer import TensorWriter
+
+    writer = TensorWriter(container)
+    with _without_garbage_collection():
+        return lay_out(write_pickle(ckpt, writer, protocol), writer)
+
+
+def lay_out_new(ckpt: CkptType) -> tuple[Pieces, FileSource | None]:
+    """The same for a checkpoint of any origin, and the source, if any, that the ranges are of."""
+    from migrate_ckpt.formats.pickle_writer import write_pickle
+    from migrate_ckpt.formats.tensor_writer import TensorWriter
+
+    writer = TensorWriter()
+    with _without_garbage_collection():
+        pieces = lay_out(write_pickle(ckpt, writer), writer)
+    return pieces, writer.base.source if writer.base else None
+
+
+def as_checkpoint(value: Any) -> CkptType:
+    """The value itself, if it is a mapping.
+
+    Raises:
+        UnreadableCheckpoint: It is none; says what it is.
+    """
+    if isinstance(value, MutableMapping):
+        return value
+    _refuse(value)
+
+
+def _refuse(value: Any) -> NoReturn:
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, ForeignObject):
+        kind = f"an object of {global_path(value.__class__)}"
+    raise UnreadableCheckpoint(
+        f"the file holds {kind}, not a mapping. Save a dict or a state dict, or turn it into one in a migration"
+    )
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Reading and writing make many objects and no garbage; looking through them again and again doubles the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
