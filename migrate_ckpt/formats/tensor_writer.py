@@ -171,6 +171,8 @@ class TensorWriter:
                 key, handle.location
             )
             used.container, used.source_key = handle.container, handle.key
+            if handle.container is self.base:
+                used.handles[global_path(handle.type)] = handle
         used.storage = storage or used.storage
         return used
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from migrate_ckpt.formats.container import Stored
 from migrate_ckpt.formats.pieces import NewBytes, Pieces
 from migrate_ckpt.formats.source import Source, crc_of
-from migrate_ckpt.formats.zip_reader import (
+from migrate_ckpt.formats.zip_layout import (
     CENTRAL_HEADER,
     DESCRIPTOR,
     DESCRIPTOR64,
