@@ -3,7 +3,8 @@
 A migration is a Python file that stands directly in the folder and whose name starts with neither
 `_` nor `.`; its name is the file's stem, and it defines `handle`. Everything else belongs to the
 migrations: modules that start with `_`, packages and data files, in the folder and below it,
-count in the set's digest. Left out are names that start with `.`, `__pycache__` and `.pyc` files.
+count in the set's digest. Left out are names that start with `.`, `__pycache__`, `.pyc` files
+and Markdown, which is for people.
 
 A sub-folder that holds migrations is a further set. A sub-folder of modules without `handle` is a
 package that the migrations may import.
@@ -29,6 +30,7 @@ from migrate_ckpt.migration_file import is_candidate, may_be_migration, parse, r
 
 DEFAULT_SET = "default"
 
+_NOT_PART_OF_IT = (".md", ".pyc")
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBER = re.compile(r"([0-9]+)")
 
@@ -219,7 +221,7 @@ def _files_below(folder: Path, left_out: Collection[Path]) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from _files_below(path, left_out)
-        elif path.is_file() and path.suffix != ".pyc":
+        elif path.is_file() and path.suffix not in _NOT_PART_OF_IT:
             yield path
 
 
