@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 Save = Callable[..., Path]
 
@@ -17,6 +16,9 @@ def save(tmp_path: Path) -> Save:
     """Save a value with torch; gives the path."""
 
     def save_value(value: Any, name: str = "old.ckpt", **options: Any) -> Path:
+        # Here, so that the tests of what needs no torch run where there is none.
+        import torch
+
         path = tmp_path / name
         torch.save(value, path, **options)
         return path
