@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from migrate_ckpt.errors import UnreadableCheckpoint
 from migrate_ckpt.formats.container import Container
+from migrate_ckpt.formats.recognition import START_BYTES, describe, describe_zip
+from migrate_ckpt.formats.safetensors import Safetensors
+from migrate_ckpt.formats.safetensors_header import is_safetensors
 from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.formats.torch_legacy import TorchLegacy, is_torch_legacy
 from migrate_ckpt.formats.torch_zip import TorchZip
 
 
 def open_container(source: FileSource) -> Container:
-    """Open a file as what its first bytes say it is; its name does not count.
+    """Open a file as what its content says it is; its name does not count.
 
     Raises:
-        UnreadableCheckpoint: It is of no format that is read here, or damaged.
+        UnreadableCheckpoint: It is of no format that is read here, or damaged; says what it is, where that is known.
     """
-    start = source.read(0, 4)
-    if start == b"PK\3\4":
+    start = source.read(0, START_BYTES)
+    if start.startswith(b"PK\3\4"):
+        return _open_zip(source)
+    if is_torch_legacy(start):
+        return TorchLegacy(source)
+    if is_safetensors(start):
+        return Safetensors(source)
+    raise UnreadableCheckpoint(describe(source))
+
+
+def _open_zip(source: FileSource) -> TorchZip:
+    try:
         return TorchZip(source)
-    if not start:
-        raise UnreadableCheckpoint("the file is empty")
-    raise UnreadableCheckpoint(
-        "the file is no zip as torch.save writes it since 1.6. Older files and other formats are not read yet: "
-        "load it in a process that trusts it, and save it again"
-    )
+    except UnreadableCheckpoint as error:
+        description = describe_zip(source)
+        if description is None:
+            raise
+        raise UnreadableCheckpoint(description) from error

@@ -1,9 +1,10 @@
 """Reads a pickle without importing or calling anything that it names.
 
-CPython's C unpickler does the work. Each global it asks for is answered with a type made for this one load, whose
-metaclass records a call, an instantiation, a state and items instead of doing them (`migrate_ckpt.foreign`). Only
-what is harmless becomes real: plain containers, numbers and text, and what the tensor builder makes of storages.
-What the opcodes do is in CPython's `Lib/pickletools.py`.
+The opcodes are checked first (`migrate_ckpt.formats.shadow`), then CPython's C unpickler does the work. Each global
+it asks for is answered with a type made for this one load, whose metaclass records a call, an instantiation, a state
+and items instead of doing them (`migrate_ckpt.foreign`). Only what is harmless becomes real: plain containers,
+numbers and text, and what the tensor builder makes of storages. What the opcodes do is in CPython's
+`Lib/pickletools.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import _pickle
 import io
 from typing import Any, Protocol
 
-from migrate_ckpt.errors import MigrateCkptError, TooLarge, UnreadableCheckpoint
+from migrate_ckpt.errors import MigrateCkptError, TooLarge, UnreadableCheckpoint, UnsafePickle
 from migrate_ckpt.formats.container import Contents
 from migrate_ckpt.formats.plain_values import Fold
 from migrate_ckpt.formats.recording import Load
+from migrate_ckpt.formats.shadow import check_pickle
 from migrate_ckpt.formats.storages import StorageHandle
 
 MAX_PICKLE_BYTES = 512 << 20
+_BUFFER_BYTES = 1 << 20
 
 
 class TensorBuilder(Protocol):
@@ -49,6 +52,8 @@ def read_pickle(data: bytes, builder: TensorBuilder) -> Contents:
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise TooLarge(f"the pickle has {len(data)} bytes; the limit is {MAX_PICKLE_BYTES}")
+    if check_pickle(data) < len(data):
+        raise UnsafePickle("the pickle goes on after its end")
     try:
         load, value = _load(data, builder, "utf-8")
     except UnicodeDecodeError:
@@ -67,16 +72,19 @@ def _load(data: bytes, builder: TensorBuilder, encoding: str) -> tuple[Load, Any
         return load, _Unpickler(data, load, encoding).load()
     except (MigrateCkptError, UnicodeDecodeError):
         raise
+    except MemoryError as error:
+        raise TooLarge("the pickle inside needs more memory than there is") from error
     # Whatever a broken pickle makes the C unpickler or an answer of ours raise means the same: it is no good.
     except Exception as error:
         raise UnreadableCheckpoint(
-            f"the pickle inside is damaged: {type(error).__name__}: {str(error)[:200]}"
+            f"the pickle inside is damaged: {type(error).__name__}: {str(error)[:200]!r}"
         ) from error
 
 
 class _Unpickler(_pickle.Unpickler):
     def __init__(self, data: bytes, load: Load, encoding: str) -> None:
-        super().__init__(io.BytesIO(data), encoding=encoding)
+        # With a buffer, which can be looked into, the unpickler does not come for each opcode.
+        super().__init__(io.BufferedReader(io.BytesIO(data), _BUFFER_BYTES), encoding=encoding)
         self._find = load.find
         self._storage = load.builder.storage
 

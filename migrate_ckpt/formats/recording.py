@@ -6,7 +6,7 @@ import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from migrate_ckpt.errors import UnsafePickle
+from migrate_ckpt.errors import TooLarge, UnsafePickle
 from migrate_ckpt.foreign import (
     ForeignGlobal,
     ForeignMapping,
@@ -16,12 +16,14 @@ from migrate_ckpt.foreign import (
     Recorded,
     become,
 )
-from migrate_ckpt.formats.plain_values import NOT_FOLDED, PLAIN_FOLDS, Fold
+from migrate_ckpt.formats.keys import KeyCheck
+from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold, plain_folds
 
 if TYPE_CHECKING:
     from migrate_ckpt.formats.pickle_reader import TensorBuilder
 
 MAX_NAME_LENGTH = 1000
+MAX_GLOBALS = 20_000
 
 _GETATTR = (("builtins", "getattr"), ("__builtin__", "getattr"))
 
@@ -35,7 +37,8 @@ class Load:
         self.nodes: list[Any] = []
         self.ordered: list[OrderedDict[Any, Any]] = []
         self.hidden_calls: list[ForeignObject] = []
-        self.folds: dict[tuple[str, str], Fold] = {**PLAIN_FOLDS, **builder.folds()}
+        self._keys = KeyCheck()
+        self.folds: dict[tuple[str, str], Fold] = {**plain_folds(self._keys), **builder.folds()}
         self.folds["collections", "OrderedDict"] = self._ordered_dict
         self.folds.update(dict.fromkeys(_GETATTR, self._nested))
 
@@ -43,9 +46,7 @@ class Load:
         key = (module, name)
         if key in self.globals:
             return self.globals[key]
-        for text in key:
-            if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable():
-                raise UnsafePickle("the pickle names a global in a way that no pickler writes")
+        self._check_name(key)
         found = self.builder.constant(module, name)
         self.globals[key] = found = self._new_global(module, name) if found is NOT_FOLDED else found
         return found
@@ -106,6 +107,7 @@ class Load:
         outer, name = args
         key = (outer.__module__, f"{outer.__qualname__}.{name}")
         if key not in self.globals:
+            self._check_name(key)
             getattr_global = next(self.globals[path] for path in _GETATTR if path in self.globals)
             self.globals[key] = self._new_global(*key, via=(getattr_global, args))
         return self.globals[key]
@@ -117,8 +119,16 @@ class Load:
             and all(type(pair) in (list, tuple) for pair in args[0])
         ):
             return NOT_FOLDED
+        self._keys.check(pair[0] for pairs in args for pair in pairs if pair)
         self.ordered.append(OrderedDict(*args))
         return self.ordered[-1]
+
+    def _check_name(self, key: tuple[str, str]) -> None:
+        for text in key:
+            if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable():
+                raise UnsafePickle("the pickle names a global in a way that no pickler writes")
+        if len(self.globals) == MAX_GLOBALS:
+            raise TooLarge(f"the pickle names more than {MAX_GLOBALS} classes and functions")
 
     def _take_hidden_calls(self) -> None:
         """Find calls whose result nothing refers to, and give a state setter back to the object it was called on."""
