@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, UPLOAD_NAME, RunRequest
 from migrate_ckpt import (
+    Format,
     MigrateCkptError,
     MigrationSet,
     Policy,
@@ -106,6 +107,8 @@ class _Options(TypedDict):
     to: str | None
     policy: Policy
     allow_unknown_history: bool
+    format: Format | None
+    allowed_globals: Sequence[str] | None
 
 
 def _options(request: RunRequest) -> _Options:
@@ -113,6 +116,8 @@ def _options(request: RunRequest) -> _Options:
         "to": request.to,
         "policy": request.policy,
         "allow_unknown_history": request.allow_unknown_history,
+        "format": request.format,
+        "allowed_globals": request.allowed_globals,
     }
 
 

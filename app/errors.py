@@ -41,6 +41,7 @@ STATUSES: Mapping[str, int] = {
     "not_a_checkpoint": 422,
     "unsafe_pickle": 422,
     "bomb": 422,
+    "refused_globals": 422,
     "unwritable": 422,
     "history": 422,
     "invalid_history": 422,

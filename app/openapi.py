@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from app.forms import FILE_PART
-from app.parameters import POLICIES, RUN_PARAMETERS
+from app.parameters import FORMATS, POLICIES, RUN_PARAMETERS
 
 _BYTES = {"type": "string", "format": "binary"}
 
@@ -26,6 +26,10 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "allow_unknown_history": {
         "description": "Go on although the checkpoint's history names none of the set's migrations.",
         "schema": {"type": "boolean", "default": False},
+    },
+    "format": {
+        "description": "The format to answer with; the one that came in where it is absent.",
+        "schema": {"type": "string", "enum": list(FORMATS)},
     },
 }
 

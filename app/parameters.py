@@ -1,4 +1,4 @@
-"""What a request may say about a run, in its query or its form: set, to, policy, allow_unknown_history."""
+"""What a request may say about a run, in its query or its form: which set, how far, how, and into what format."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TypeVar, get_args
 
 from app.errors import ServiceError
-from migrate_ckpt import Policy
+from migrate_ckpt import Format, Policy
 
-RUN_PARAMETERS = ("set", "to", "policy", "allow_unknown_history")
+PLAN_PARAMETERS = ("set", "to", "policy", "allow_unknown_history")
+RUN_PARAMETERS = (*PLAN_PARAMETERS, "format")
 
 # Longer than any file name, which all of them are or resemble.
 MAX_VALUE_CHARACTERS = 512
@@ -17,6 +18,7 @@ MAX_VALUE_CHARACTERS = 512
 T = TypeVar("T")
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+FORMATS: tuple[Format, ...] = get_args(Format)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -28,6 +30,7 @@ class RunParameters:
     to: str | None = None
     policy: Policy | None = None
     allow_unknown_history: bool = False
+    format: Format | None = None
 
 
 def refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
@@ -63,6 +66,7 @@ def read_parameters(given: Iterable[tuple[str, str]]) -> RunParameters:
         to=values.get("to"),
         policy=_choice("policy", values, {policy: policy for policy in POLICIES}),
         allow_unknown_history=_choice("allow_unknown_history", values, _BOOLEANS) or False,
+        format=_choice("format", values, {format: format for format in FORMATS}),
     )
 
 

@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -47,7 +48,7 @@ async def answer_migrated(
     size = sum(extent.count for extent in extents)
     headers = {"Migration-Report": done.result["header"]}
     content = stream(scratch, read_blocks(extents))
-    name = migrated_name(filename)
+    name = migrated_name(filename, extension=_new_extension(done.result["report"]))
     if media_type == ZIP_TYPE:
         report = json.dumps(done.result["report"], indent=2).encode("ascii")
         archive = StoredZip("report.json", report, name, size)
@@ -55,6 +56,14 @@ async def answer_migrated(
         name = migrated_name(filename, extension=".zip")
     headers |= {"Content-Length": str(size), "Content-Disposition": attachment(name)}
     return StreamingResponse(content, headers=headers, media_type=media_type)
+
+
+def _new_extension(report: Mapping[str, Any]) -> str | None:
+    """The extension of what came in fits no more where a run went from or to safetensors."""
+    source, target = report["source"]["format"], report["target"]["format"]
+    if source != target and "safetensors" in (source, target):
+        return ".safetensors" if target == "safetensors" else ".pt"
+    return None
 
 
 async def stream(scratch: Scratch, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from migrate_ckpt import Policy
+from migrate_ckpt import Format, Policy
 
 UPLOAD_NAME = "upload"
 OUTCOME_NAME = "outcome.json"
@@ -27,4 +27,6 @@ class RunRequest:
     to: str | None = None
     policy: Policy = "skip-missed"
     allow_unknown_history: bool = False
+    format: Format | None = None
+    allowed_globals: tuple[str, ...] | None = None
     fingerprint: str | None = None

@@ -78,6 +78,8 @@ async def _with_migrations(
         to=asked.to,
         policy=policy,
         allow_unknown_history=asked.allow_unknown_history,
+        format=asked.format,
+        allowed_globals=settings.allowed_globals,
         fingerprint=fingerprint(
             input_digest=upload.digest,
             set_name=asked.set,
@@ -85,6 +87,7 @@ async def _with_migrations(
             to=asked.to,
             policy=policy,
             allow_unknown_history=asked.allow_unknown_history,
+            format=asked.format,
             versions=installed_versions(),
         ),
     )

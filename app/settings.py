@@ -7,11 +7,22 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ByteSize, DirectoryPath, Field, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    ByteSize,
+    DirectoryPath,
+    Field,
+    FilePath,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from migrate_ckpt import read_allowed_globals
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -61,9 +72,20 @@ class Settings(BaseSettings):
     policy: Literal["skip-missed", "strict", "run-missed"] = Field(
         "skip-missed", description="What becomes of missed migrations where a request does not say."
     )
+    allowed_globals_file: FilePath | None = Field(
+        None,
+        description="A list of the classes and functions that a file may name; without it, all.",
+    )
     allow_anonymous: bool = Field(
         False, description="Listen on an address that other machines can reach, for everybody."
     )
+
+    @cached_property
+    def allowed_globals(self) -> tuple[str, ...] | None:
+        """What that file lists, read once."""
+        if self.allowed_globals_file is None:
+            return None
+        return read_allowed_globals(self.allowed_globals_file.read_text(encoding="utf-8"))
 
     @field_validator("migrations_folder", "scratch_folder")
     @classmethod

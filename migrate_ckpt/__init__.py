@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import MigrateCkptError as MigrateCkptError
     from migrate_ckpt.errors import MigrationFailed as MigrationFailed
     from migrate_ckpt.errors import OrderMismatch as OrderMismatch
+    from migrate_ckpt.errors import RefusedGlobals as RefusedGlobals
     from migrate_ckpt.errors import TargetExists as TargetExists
     from migrate_ckpt.errors import TooLarge as TooLarge
     from migrate_ckpt.errors import UnknownMigration as UnknownMigration
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import UnsafePickle as UnsafePickle
     from migrate_ckpt.errors import UnwritableCheckpoint as UnwritableCheckpoint
     from migrate_ckpt.file_run import Run as Run
+    from migrate_ckpt.file_run import RunOptions as RunOptions
     from migrate_ckpt.files import inspect_file as inspect_file
     from migrate_ckpt.files import migrate_file as migrate_file
     from migrate_ckpt.files import plan_file as plan_file
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from migrate_ckpt.foreign import ForeignGlobal as ForeignGlobal
     from migrate_ckpt.foreign import ForeignObject as ForeignObject
     from migrate_ckpt.foreign import recipe as recipe
+    from migrate_ckpt.formats.allowed_globals import read_allowed_globals as read_allowed_globals
+    from migrate_ckpt.formats.conversion import Format as Format
     from migrate_ckpt.formats.pieces import Pieces as Pieces
     from migrate_ckpt.formats.pieces import Range as Range
     from migrate_ckpt.history import ckpt_migration_key as ckpt_migration_key
@@ -72,6 +76,7 @@ _MODULES = {
         "MigrateCkptError",
         "MigrationFailed",
         "OrderMismatch",
+        "RefusedGlobals",
         "TargetExists",
         "TooLarge",
         "UnknownMigration",
@@ -80,7 +85,7 @@ _MODULES = {
         "UnsafePickle",
         "UnwritableCheckpoint",
     ),
-    "file_run": ("Run",),
+    "file_run": ("Run", "RunOptions"),
     "files": (
         "inspect_file",
         "migrate_file",
@@ -98,6 +103,8 @@ _MODULES = {
         "read_sets",
     ),
     "foreign": ("ForeignGlobal", "ForeignObject", "recipe"),
+    "formats.allowed_globals": ("read_allowed_globals",),
+    "formats.conversion": ("Format",),
     "formats.pieces": ("Pieces", "Range"),
     "history": ("ckpt_migration_key",),
     "inspection": ("Inspection",),

@@ -29,6 +29,8 @@ from migrate_ckpt.errors import (
 )
 from migrate_ckpt.files import inspect_file, migrate_file, plan_file, stamp_file
 from migrate_ckpt.folder import DEFAULT_SET, new_migration, read_set
+from migrate_ckpt.formats.allowed_globals import read_allowed_globals
+from migrate_ckpt.formats.conversion import Format
 from migrate_ckpt.plan import Policy
 
 DONE, ANSWER_IS_NO, USAGE, UNREADABLE, HISTORY_REFUSED, MIGRATION_FAILED, INTERRUPTED = (
@@ -91,10 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    targets = _targets(options)
+    targets, choices = _targets(options), _choices(options)
 
     def migrate(source: Path) -> tuple[dict[str, Any], str, int]:
-        report = migrate_file(source, targets[source], force=options.force, **_choices(options))
+        report = migrate_file(
+            source, targets[source], force=options.force, format=options.format, **choices
+        )
         data = {"target": str(targets[source]), "report": report.to_dict()}
         return data, describe_report(source, targets[source], report), DONE
 
@@ -197,7 +201,12 @@ def _choices(options: argparse.Namespace) -> dict[str, Any]:
         "to": options.to,
         "policy": options.policy,
         "allow_unknown_history": options.allow_unknown_history,
+        "allowed_globals": _allowed_globals(options.allowed_globals),
     }
+
+
+def _allowed_globals(path: Path | None) -> tuple[str, ...] | None:
+    return None if path is None else read_allowed_globals(path.read_text(encoding="utf-8"))
 
 
 def _exit_code(error: Exception) -> int:
@@ -233,6 +242,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_sources(run)
     _add_targets(run)
     _add_choices(run)
+    run.add_argument(
+        "--format", choices=get_args(Format), help="write another format than the one that came in"
+    )
 
     plan = _add(commands, "plan", _plan, "say what run would do; exit code 1 if that is anything")
     _add_sources(plan)
@@ -292,6 +304,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--allow-unknown-history",
         action="store_true",
         help="run all migrations even where the history names none of them",
+    )
+    parser.add_argument(
+        "--allowed-globals",
+        type=Path,
+        metavar="FILE",
+        help="refuse a checkpoint that names other classes and functions than this list (a path or pattern a line)",
     )
 
 

@@ -3,7 +3,8 @@
 MigrateCkptError
 ├── UnreadableCheckpoint            not a checkpoint we read, or a damaged one
 │   ├── UnsafePickle                the pickle does what no pickler writes
-│   └── TooLarge                    a limit of the reader was passed
+│   ├── TooLarge                    a limit of the reader was passed
+│   └── RefusedGlobals              it names what is not on the list of what is allowed
 ├── UnwritableCheckpoint            the migrated value cannot be written
 ├── TargetExists                    the file to write is there already
 ├── FolderError                     the folder of migrations cannot be used
@@ -86,6 +87,19 @@ class TooLarge(UnreadableCheckpoint):
     """The file asks for more than a limit of the reader allows."""
 
     error_type = "bomb"
+
+
+class RefusedGlobals(UnreadableCheckpoint):
+    """The file names classes or functions that are not on the list of those allowed."""
+
+    error_type = "refused_globals"
+
+    def __init__(self, message: str, *, globals: Sequence[str]) -> None:
+        super().__init__(message)
+        self.globals = tuple(globals)
+
+    def _data(self) -> dict[str, Any]:
+        return {"globals": list(self.globals)}
 
 
 class UnwritableCheckpoint(MigrateCkptError):

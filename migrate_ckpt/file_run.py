@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 from migrate_ckpt.errors import UnreadableCheckpoint
 from migrate_ckpt.folder import MigrationSet
 from migrate_ckpt.foreign import ForeignObject, global_path
 from migrate_ckpt.formats import open_container
+from migrate_ckpt.formats.allowed_globals import refuse_globals
 from migrate_ckpt.formats.container import Container, Contents
+from migrate_ckpt.formats.conversion import Format, lay_out_as, written_format
 from migrate_ckpt.formats.pieces import Pieces, whole
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.formats.torch_zip import lay_out
@@ -34,11 +36,25 @@ class RunOptions:
         to: The migration to stop after; None runs all that is pending.
         policy: What to do about missed migrations.
         allow_unknown_history: Whether a history that names none of the set's migrations is no reason to refuse.
+        format: The format to write; None keeps the one that came in.
+        allowed_globals: Paths or patterns of the classes and functions that the file may name; None allows all.
     """
 
     to: str | None = None
     policy: Policy = "skip-missed"
     allow_unknown_history: bool = False
+    format: Format | None = None
+    allowed_globals: Sequence[str] | None = None
+
+
+class RunKeywords(TypedDict, total=False):
+    """The same as keywords."""
+
+    to: str | None
+    policy: Policy
+    allow_unknown_history: bool
+    format: Format | None
+    allowed_globals: Sequence[str] | None
 
 
 class Run:
@@ -99,21 +115,29 @@ def _migrate(
     container: Container, migrations: MigrationSet, options: RunOptions, on_step: OnStep | None
 ) -> tuple[Report, Pieces]:
     contents = read_tensors(container)
-    plan = plan_value(contents.value, migrations, options)
-    facts = {"format": container.format, "size": container.source.size}
+    plan = plan_contents(contents, migrations, options)
+    source = {"format": container.format, "size": container.source.size}
     if not plan.has_work:
-        as_checkpoint(contents.value)
-        return Report(plan, warnings=plan.warnings, source=facts, target=facts), whole(
-            container.source
-        )
-    ckpt, report = run_plan(contents.value, plan, load_migrations(migrations), on_step=on_step)
-    pieces = lay_out_checkpoint(ckpt, container, contents.protocol)
-    target = {"format": "torch", "size": pieces.size, "copied_bytes": pieces.copied_bytes}
-    return replace(report, source=facts, target=target), pieces
+        value = as_checkpoint(contents.value)
+        if written_format(container, options.format) == container.format:
+            return Report(plan, warnings=plan.warnings, source=source, target=source), whole(
+                container.source
+            )
+        ckpt, report = value, Report(plan, warnings=plan.warnings)
+    else:
+        ckpt, report = run_plan(contents.value, plan, load_migrations(migrations), on_step=on_step)
+    with without_garbage_collection():
+        pieces, format, sentences = lay_out_as(ckpt, container, contents.protocol, options.format)
+    target = {"format": format, "size": pieces.size, "copied_bytes": pieces.copied_bytes}
+    return replace(
+        report, warnings=(*report.warnings, *sentences), source=source, target=target
+    ), pieces
 
 
-def plan_value(value: Any, migrations: MigrationSet, options: RunOptions) -> Plan:
+def plan_contents(contents: Contents, migrations: MigrationSet, options: RunOptions) -> Plan:
     """Plan a set for what a file holds. What is no mapping has no history: its first migration may turn it into one."""
+    refuse_globals(contents, options.allowed_globals)
+    value = contents.value
     return make_plan(
         migrations.files,
         read_history(value) if isinstance(value, Mapping) else History(),
@@ -130,27 +154,17 @@ def read_tensors(container: Container) -> Contents:
     # Loading torch takes a second, which those who only look into a file need not wait.
     from migrate_ckpt.formats.tensors import MappedTensors
 
-    with _without_garbage_collection():
+    with without_garbage_collection():
         return container.read(MappedTensors(container))
 
 
-def lay_out_checkpoint(ckpt: CkptType, container: Container, protocol: int) -> Pieces:
-    """The pieces of the file that holds a checkpoint; ranges of the container's source where it is unchanged."""
-    from migrate_ckpt.formats.pickle_writer import write_pickle
-    from migrate_ckpt.formats.tensor_writer import TensorWriter
-
-    writer = TensorWriter(container)
-    with _without_garbage_collection():
-        return lay_out(write_pickle(ckpt, writer, protocol), writer)
-
-
 def lay_out_new(ckpt: CkptType) -> tuple[Pieces, FileSource | None]:
-    """The same for a checkpoint of any origin, and the source, if any, that the ranges are of."""
+    """The pieces of a file for a checkpoint of any origin, and the source, if any, that its ranges are of."""
     from migrate_ckpt.formats.pickle_writer import write_pickle
     from migrate_ckpt.formats.tensor_writer import TensorWriter
 
     writer = TensorWriter()
-    with _without_garbage_collection():
+    with without_garbage_collection():
         pieces = lay_out(write_pickle(ckpt, writer), writer)
     return pieces, writer.base.source if writer.base else None
 
@@ -176,7 +190,7 @@ def _refuse(value: Any) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Reading and writing make many objects and no garbage; looking through them again and again doubles the time."""
     was_enabled = gc.isenabled()
     gc.disable()

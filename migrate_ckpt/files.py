@@ -8,30 +8,35 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from migrate_ckpt.errors import TargetExists
 from migrate_ckpt.file_run import (
     Run,
+    RunKeywords,
     RunOptions,
     as_checkpoint,
-    lay_out_checkpoint,
     lay_out_new,
-    plan_value,
+    plan_contents,
     read_tensors,
     start_run,
 )
 from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, read_set
 from migrate_ckpt.formats import open_container
+from migrate_ckpt.formats.conversion import lay_out_as
 from migrate_ckpt.formats.outline_tensors import OutlineTensors
 from migrate_ckpt.formats.pieces import replace_file
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.history import read_history
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.migration import CkptType
-from migrate_ckpt.plan import Plan, Policy
+from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
 from migrate_ckpt.stamping import stamp
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> CkptType:
@@ -62,31 +67,29 @@ def write_checkpoint(ckpt: CkptType, path: str | os.PathLike[str]) -> None:
 def plan_file(
     path: str | os.PathLike[str],
     migrations: MigrationSet,
-    *,
-    to: str | None = None,
-    policy: Policy = "skip-missed",
-    allow_unknown_history: bool = False,
+    **options: Unpack[RunKeywords],
 ) -> Plan:
     """What running a set on a file would do. Loads no torch, runs no migration, reads no tensor.
 
+    The options are those of `RunOptions`.
+
     Raises:
         UnreadableCheckpoint: The file is no checkpoint that is read here, or it is damaged.
+        RefusedGlobals: It names what is not on the list of what is allowed.
         InvalidHistory, HistoryRefused, UnknownMigration: As `make_plan` says.
     """
     with FileSource(path) as source:
         container = open_container(source)
-        value = container.read(OutlineTensors(container)).value
-        return plan_value(value, migrations, RunOptions(to, policy, allow_unknown_history))
+        contents = container.read(OutlineTensors(container))
+        return plan_contents(contents, migrations, RunOptions(**options))
 
 
 def run_file(
     path: str | os.PathLike[str],
     migrations: MigrationSet,
     *,
-    to: str | None = None,
-    policy: Policy = "skip-missed",
-    allow_unknown_history: bool = False,
     on_step: OnStep | None = None,
+    **options: Unpack[RunKeywords],
 ) -> Run:
     """Run a set on a file and lay out the result, which nothing is written of yet. The file stays as it is.
 
@@ -97,7 +100,7 @@ def run_file(
     """
     source = FileSource(path)
     try:
-        return start_run(source, migrations, RunOptions(to, policy, allow_unknown_history), on_step)
+        return start_run(source, migrations, RunOptions(**options), on_step)
     except BaseException:
         source.close()
         raise
@@ -109,11 +112,9 @@ def migrate_file(
     *,
     folder: str | os.PathLike[str],
     set_name: str = DEFAULT_SET,
-    to: str | None = None,
-    policy: Policy = "skip-missed",
-    allow_unknown_history: bool = False,
     force: bool = False,
     on_step: OnStep | None = None,
+    **options: Unpack[RunKeywords],
 ) -> Report:
     """Migrate a file with a folder of migrations. Source and target may be the same path.
 
@@ -126,15 +127,8 @@ def migrate_file(
     """
     path = _check_target(source, target, force=force)
     migrations = read_set(folder, set_name)
-    with run_file(
-        source,
-        migrations,
-        to=to,
-        policy=policy,
-        allow_unknown_history=allow_unknown_history,
-        on_step=on_step,
-    ) as run:
-        if run.report.plan.has_work or not _is_same_file(source, path):
+    with run_file(source, migrations, on_step=on_step, **options) as run:
+        if run.report.target != run.report.source or not _is_same_file(source, path):
             replace_file(path, run.pieces, run.source, before_rename=run.verify)
         return run.verify()
 
@@ -157,7 +151,7 @@ def stamp_file(
         container = open_container(opened)
         contents = read_tensors(container)
         ckpt = stamp(as_checkpoint(contents.value), folder, set_name=set_name)
-        pieces = lay_out_checkpoint(ckpt, container, contents.protocol)
+        pieces, _, _ = lay_out_as(ckpt, container, contents.protocol, None)
         replace_file(path, pieces, opened)
     return read_history(ckpt).names
 

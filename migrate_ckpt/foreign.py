@@ -167,6 +167,7 @@ class ForeignObject(Recorded):
     __iter__ = _unanswerable("for its items")
     __len__ = _unanswerable("len()")
     __getitem__ = _unanswerable("for an item")
+    __contains__ = _unanswerable("`in`")
     __lt__ = _unanswerable("<")
     __gt__ = _unanswerable(">")
     __le__ = _unanswerable("<=")
@@ -220,6 +221,7 @@ class ForeignMapping(ForeignObject, MutableMapping[Any, Any]):
     def __bool__(self) -> bool:
         return bool(self.__recipe__.items)
 
+    __contains__ = MutableMapping.__contains__
     __eq__ = ForeignObject.__eq__
     __hash__ = ForeignObject.__hash__
 
@@ -244,6 +246,7 @@ class ForeignSequence(ForeignObject, MutableSequence[Any]):
     def __bool__(self) -> bool:
         return bool(self.__recipe__.items)
 
+    __contains__ = MutableSequence.__contains__
     __iter__ = MutableSequence.__iter__
 
     def insert(self, index: int, value: Any) -> None:

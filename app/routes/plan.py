@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 
 from app.ascii_json import AsciiJSONResponse
 from app.openapi import PROBLEMS, takes_checkpoint
-from app.parameters import RUN_PARAMETERS
+from app.parameters import PLAN_PARAMETERS
 from app.runs import run_upload
 from app.scratch import Scratch, new_scratch
 
@@ -18,11 +18,11 @@ router = APIRouter()
 @router.post(
     "/plan",
     responses=PROBLEMS,
-    openapi_extra=takes_checkpoint(),
+    openapi_extra=takes_checkpoint(PLAN_PARAMETERS),
     summary="Say what would run",
 )
 async def plan(
     request: Request, scratch: Annotated[Scratch, Depends(new_scratch)]
 ) -> AsciiJSONResponse:
-    done = await run_upload(request, scratch, "plan", parameters=RUN_PARAMETERS)
+    done = await run_upload(request, scratch, "plan", parameters=PLAN_PARAMETERS)
     return AsciiJSONResponse(done.result)

@@ -249,7 +249,7 @@ def test_openapi_declares_body_parameters_and_problems(client: Client) -> None:
         "application/octet-stream",
     }
     names = [parameter["name"] for parameter in operation["parameters"]]
-    assert names == ["set", "to", "policy", "allow_unknown_history"]
+    assert names == ["set", "to", "policy", "allow_unknown_history", "format"]
     assert {"200", "4XX", "5XX"} <= set(operation["responses"])
     named = paths["/migrate/{filename}"]["put"]["parameters"]
     assert [p["name"] for p in named if p["in"] == "path"] == ["filename"]

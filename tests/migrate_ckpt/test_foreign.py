@@ -58,6 +58,7 @@ def edit_deque(items):
     items.append(items[0])
     items.extend([len(items)])
     items[1] = "x"
+    items.append("x" in items)
     items.reverse()
     return items
 
@@ -105,6 +106,7 @@ QUESTIONS = {
     "iter": iter,
     "item": lambda value: value[0],
     "call": lambda value: value(),
+    "membership": lambda value: "x" in value,
     "equality": lambda value: value == 3.0,
     "order": lambda value: value < 3.0,
     "attribute": lambda value: value.dtype,
