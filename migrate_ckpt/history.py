@@ -27,6 +27,9 @@ from migrate_ckpt.migration import CkptType
 ckpt_migration_key = "_migrate-ckpt-migrations"
 records_key = "_migrate-ckpt-records"
 
+# A set, because it asks a key for its hash only: what a file has as a key need not answer ==.
+_OWN_KEYS = frozenset((ckpt_migration_key, records_key))
+
 RECORDS_FORMAT = 1
 MAX_RECORDS = 10_000
 MAX_TEXT_CHARACTERS = 255
@@ -157,7 +160,7 @@ def is_flat_state_dict(ckpt: Mapping[str, Any]) -> bool:
     A value can only be a tensor if somebody has imported torch.
     """
     torch = sys.modules.get("torch")
-    values = [v for k, v in ckpt.items() if k not in (ckpt_migration_key, records_key)]
+    values = [v for k, v in ckpt.items() if k not in _OWN_KEYS]
     if torch is None or not values:
         return False
     return all(isinstance(value, torch.Tensor) for value in values)

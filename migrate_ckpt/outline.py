@@ -72,7 +72,11 @@ def _walk(value: object, path: tuple[str, ...], above: frozenset[int]) -> Iterat
 
 
 def _children(value: object) -> list[tuple[str, Any]]:
-    attributes = list(vars(value).items()) if isinstance(value, ForeignObject) else []
+    attributes = (
+        [(_text(name), child) for name, child in vars(value).items()]
+        if isinstance(value, ForeignObject)
+        else []
+    )
     if isinstance(value, Mapping):
         return [(_text(key), child) for key, child in value.items()] + attributes
     if type(value) in (list, tuple):
@@ -93,6 +97,9 @@ def _text(value: object) -> str:
     """A short text of a value, safe to print whatever the file holds."""
     if type(value) is int and value.bit_length() > 128:
         return f"an int of {value.bit_length()} bits"
+    if type(value) in (set, frozenset):
+        # All of it would be written out, at each of the places that it is at.
+        return f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
     if type(value) in (str, bytes, bytearray):
         value = value[:MAX_TEXT_LENGTH]  # type: ignore[index]
     text = value if type(value) is str else repr(value)

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
-from migrate_ckpt.foreign import ForeignGlobal, global_path
+from migrate_ckpt.foreign import ForeignGlobal
 from migrate_ckpt.formats.storages import StorageHandle
+
+_u4 = struct.Struct("<I").pack
+_SMALL_INTS = tuple(pickle.BININT1 + bytes([number]) for number in range(256))
 
 WriteGlobal: TypeAlias = Callable[[str, str], bytes]
 """Gives the opcodes of a global by its module and name."""
@@ -51,19 +54,20 @@ def push(written: ForeignGlobal | StorageHandle | PlainTensor, write_global: Wri
 def text(value: str) -> bytes:
     """The opcodes of a text."""
     raw = value.encode("utf-8", "surrogatepass")
-    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
+    return pickle.BINUNICODE + _u4(len(raw)) + raw
 
 
 def _storage(handle: StorageHandle, write_global: WriteGlobal) -> bytes:
-    module, _, name = global_path(handle.type).rpartition(".")
-    fields = (
-        _STORAGE,
-        write_global(module, name),
-        text(handle.key),
-        text(handle.location),
-        _int(handle.numel),
+    return b"".join(
+        (
+            _STORAGE,
+            write_global(handle.type.__module__, handle.type.__qualname__),
+            text(handle.key),
+            _location(handle.location),
+            _int(handle.numel),
+            _END_OF_ID,
+        )
     )
-    return b"".join((pickle.MARK, *fields, pickle.TUPLE, pickle.BINPERSID))
 
 
 def _tensor(tensor: PlainTensor, write_global: WriteGlobal) -> bytes:
@@ -100,6 +104,11 @@ def _parameter(tensor: PlainTensor, write_global: WriteGlobal) -> bytes:
     return b"".join(parts)
 
 
+@lru_cache(maxsize=64)
+def _location(location: str) -> bytes:
+    return text(location)
+
+
 @lru_cache(maxsize=4096)
 def _ints(numbers: tuple[int, ...]) -> bytes:
     return pickle.MARK + b"".join(map(_int, numbers)) + pickle.TUPLE
@@ -107,12 +116,13 @@ def _ints(numbers: tuple[int, ...]) -> bytes:
 
 def _int(number: int) -> bytes:
     if number < 1 << 8:
-        return pickle.BININT1 + struct.pack("<B", number)
+        return _SMALL_INTS[number]
     if number < 1 << 31:
-        return pickle.BININT + struct.pack("<i", number)
+        return pickle.BININT + _u4(number)
     return pickle.dumps(number, protocol=2)[2:-1]
 
 
-_STORAGE = text("storage")
+_STORAGE = pickle.MARK + text("storage")
+_END_OF_ID = pickle.TUPLE + pickle.BINPERSID
 _CALL_WITH_NOTHING = pickle.EMPTY_TUPLE + pickle.REDUCE
 _END_OF_CALL = pickle.TUPLE + pickle.REDUCE

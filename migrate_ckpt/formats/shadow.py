@@ -423,7 +423,8 @@ def _dup(shadows: _Shadows, position: int) -> int:
 
 
 def _persistent_id(shadows: _Shadows, position: int) -> int:
-    shadows.stack[-1] = _ATOM
+    # A storage, or in old streams a class.
+    shadows.stack[-1] = _ATOM | _GIVES_VALUE
     return position
 
 

@@ -160,7 +160,7 @@ class TensorWriter:
         return used
 
     def _note(self, handle: StorageHandle, storage: torch.UntypedStorage | None) -> WrittenStorage:
-        """Note a storage that was read from an container, by the way of a tensor or of a foreign object, or of both."""
+        """Note a storage that was read from a container, by the way of a tensor or of a foreign object, or of both."""
         assert handle.container is not None
         self.base = self.base or handle.container
         identity = (id(handle.container), handle.key)
@@ -173,7 +173,8 @@ class TensorWriter:
             used.container, used.source_key = handle.container, handle.key
             if handle.container is self.base:
                 used.handles[global_path(handle.type)] = handle
-        used.storage = storage or used.storage
+        if storage is not None:
+            used.storage = storage
         return used
 
     def _handle(self, used: WrittenStorage, path: str, numel: int) -> StorageHandle:
@@ -199,7 +200,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether storage, offset, size, stride and dtype say all there is to say of a tensor."""
     return (
         tensor.layout is torch.strided
-        and tensor.device.type in ("cpu", "cuda", "mps")
+        and (tensor.is_cpu or tensor.device.type in ("cuda", "mps"))
         and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
     )
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = "archive"
 MAX_SMALL_RECORD_BYTES = 1 << 16
-_VERSIONS = range(1, 11)
+_VERSIONS = frozenset(b"%d" % version for version in range(1, 11))
 _NEWEST_VERSION = b"3\n"
 # What torch itself writes around the storages; `.data/serialization_id` and these are made anew.
 _OWN_RECORDS = frozenset(
@@ -106,7 +106,7 @@ class TorchZip:
                 "the checkpoint was saved on a big-endian machine, which is not read here"
             )
         version = self._small_record("version", b"")
-        if not version.strip().isdigit() or int(version) not in _VERSIONS:
+        if version.strip() not in _VERSIONS:
             raise UnreadableCheckpoint(
                 f"the checkpoint is of version {version[:20]!r} of torch's format; 1 to 10 are known"
             )
