@@ -34,8 +34,8 @@ check: $(STAMP) ## lint, format, types, import directions
 acceptance: $(STAMP) ## run the tests that start real processes and speak real HTTP
 	$(BIN)/python -m pytest -m acceptance
 
-bench: $(STAMP) ## measure the service beside two others (BENCH="--sizes 20MB --rounds 3")
-	$(BIN)/python benchmarks/service.py $(BENCH)
+bench: $(STAMP) ## measure library and service beside others (BENCH="library --sizes 100MB")
+	$(BIN)/python benchmarks $(BENCH)
 
 image: ## build the container image migrate-ckpt (needs a Docker engine)
 	@docker info >/dev/null 2>&1 || { echo "make image: no Docker engine answers here" >&2; exit 1; }

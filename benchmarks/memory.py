@@ -6,7 +6,7 @@ import contextlib
 import threading
 from pathlib import Path
 
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.01
 FIELDS = ("Pss_Anon:", "Pss_Shmem:")
 
 

@@ -1,6 +1,6 @@
 """Measure the service beside two others, in one run: a checkpoint there and back, and memory.
 
-    make bench BENCH="--sizes 1GB 100MB --rounds 5"
+    make bench BENCH="service --sizes 1GB 100MB --rounds 5"
 
 Each round asks every service once, one after the other, so that a slow moment of the machine hits
 all of them. Times are curl's own, files are in the page cache, the answer is written to a file.
@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
-import re
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -26,26 +23,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import checkpoints
 from memory import Peak
 
 HERE = Path(__file__).resolve().parent
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 START_SECONDS = 60
-
-# Run in a process of its own: this one stays small, and out of the page cache's way.
-MAKE_CHECKPOINT = """
-import sys, torch
-path, size = sys.argv[1], int(sys.argv[2])
-weights = {f"model.layers.{i}.weight": torch.randn(size // 4 // 64) for i in range(64)}
-torch.save({"state_dict": weights, "epoch": 3}, path)
-"""
-
-CHECK_CHECKPOINT = """
-import sys, torch
-old, new = (torch.load(path, mmap=True, weights_only=True)["state_dict"] for path in sys.argv[1:])
-assert [f"model.{key}" for key in new] == list(old), "the names are not the new ones"
-assert all(map(torch.equal, old.values(), new.values())), "a tensor is not what it was"
-"""
 
 
 @dataclass(frozen=True)
@@ -68,34 +50,11 @@ class Contender:
         return float(done.stdout)
 
 
-def main() -> None:
-    options = parse_arguments()
-    with tempfile.TemporaryDirectory(prefix="migrate-ckpt-bench-", dir=options.folder) as name:
-        folder = Path(name)
-        with contextlib.ExitStack() as stack:
-            contenders = start_all(stack, folder)
-            print_machine(options.rounds)
-            for size in options.sizes:
-                measure(contenders, folder, size, options.rounds)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the service beside `naive` and `echo`.")
-    parser.add_argument("--sizes", nargs="+", type=size_in_bytes, default=["1GB", "100MB"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where checkpoints and scratch files go")
-    options = parser.parse_args()
-    options.sizes = [
-        size if isinstance(size, int) else size_in_bytes(size) for size in options.sizes
-    ]
-    return options
-
-
-def size_in_bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)(KB|MB|GB)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 100MB")
-    return int(found[1]) * UNITS[found[2]]
+def measure_all(options: argparse.Namespace, folder: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        contenders = start_all(stack, folder)
+        for size in options.sizes:
+            measure(contenders, folder, size, options.rounds)
 
 
 def start_all(stack: contextlib.ExitStack, folder: Path) -> list[Contender]:
@@ -163,7 +122,7 @@ def wait_until_up(process: subprocess.Popen[bytes], url: str, log_path: Path) ->
 def measure(contenders: list[Contender], folder: Path, size: int, rounds: int) -> None:
     """Print one table: a line per contender."""
     source, target = folder / "old.ckpt", folder / "new.ckpt"
-    run_python(MAKE_CHECKPOINT, source, size)
+    checkpoints.make(source, "large", size)
     peaks = [peak_and_check(contender, source, target) for contender in contenders]
     seconds: list[list[float]] = [[] for _ in contenders]
     for _ in range(rounds):
@@ -178,21 +137,9 @@ def peak_and_check(contender: Contender, source: Path, target: Path) -> int:
     with Peak(contender.pid) as peak:
         contender.ask(source, target)
     if contender.is_migrating:
-        run_python(CHECK_CHECKPOINT, source, target)
+        checkpoints.check(source, target, "default")
     target.unlink()
     return peak.bytes
-
-
-def run_python(code: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
-
-
-def print_machine(rounds: int) -> None:
-    code = "import torch; print(torch.__version__)"
-    torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    versions = f"Python {platform.python_version()}, torch {torch.strip()}"
-    print(f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, {versions};")
-    print(f"medians of {rounds} interleaved rounds, in brackets the fastest and the slowest.")
 
 
 def print_table(
@@ -208,11 +155,7 @@ def print_table(
         median = medians[contender.name, contender.way]
         print(
             f"| {contender.name} | {contender.way} "
-            f"| {median:.2f} ({min(times):.2f} to {max(times):.2f}) "
+            f"| {median:.3f} ({min(times):.3f} to {max(times):.3f}) "
             f"| {median / medians['echo', contender.way]:.2f} | {median / naive:.2f} "
             f"| {peak / 1e6:,.0f} MB |"
         )
-
-
-if __name__ == "__main__":
-    main()
