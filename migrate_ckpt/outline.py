@@ -21,6 +21,10 @@ class TensorOutline(NamedTuple):
     shape: tuple[int, ...]
     itemsize: int
 
+    def __hash__(self) -> int:
+        # As a key it is one of its own, as the tensor is that it stands for.
+        return id(self)
+
     @property
     def nbytes(self) -> int:
         """The bytes of its elements, whatever the storage behind it has."""

@@ -56,7 +56,7 @@ def read_pickle(data: bytes, builder: TensorBuilder) -> Contents:
         raise UnsafePickle("the pickle goes on after its end")
     try:
         load, value = _load(data, builder, "utf-8")
-    except UnicodeDecodeError:
+    except _NoUtf8:
         # A byte string of Python 2 that is no UTF-8. Latin-1 keeps each byte, and NumPy takes such text as bytes.
         load, value = _load(data, builder, "latin-1")
     builder.finish()
@@ -70,15 +70,20 @@ def _load(data: bytes, builder: TensorBuilder, encoding: str) -> tuple[Load, Any
     load = Load(builder)
     try:
         return load, _Unpickler(data, load, encoding).load()
-    except (MigrateCkptError, UnicodeDecodeError):
+    except MigrateCkptError:
         raise
     except MemoryError as error:
         raise TooLarge("the pickle inside needs more memory than there is") from error
     # Whatever a broken pickle makes the C unpickler or an answer of ours raise means the same: it is no good.
     except Exception as error:
-        raise UnreadableCheckpoint(
+        refusal = _NoUtf8 if isinstance(error, UnicodeDecodeError) else UnreadableCheckpoint
+        raise refusal(
             f"the pickle inside is damaged: {type(error).__name__}: {str(error)[:200]!r}"
         ) from error
+
+
+class _NoUtf8(UnreadableCheckpoint):
+    """A text in the pickle is not what it should be encoded in."""
 
 
 class _Unpickler(_pickle.Unpickler):

@@ -15,6 +15,7 @@ Opcodes and their arguments are described in CPython's `Lib/pickletools.py`.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 from collections import Counter
@@ -48,7 +49,7 @@ _TOO_DEEP = (MAX_DEPTH + 1) << _LEVEL_BITS
 
 # Shorter integers have hashes of their own: CPython's are modulo 2**61 - 1.
 _SAFE_INT_BYTES = 7
-_MAX_SAFE_INT_DIGITS = 16
+_SAFE_INT_DIGITS = 20
 _MAX_DIGITS = 4000
 
 # The functions that are answered with a value which is hashed by content, as the lines of a GLOBAL.
@@ -90,7 +91,16 @@ def check_pickle(data: bytes) -> int:
 class _Shadows:
     """The unpickler's stack, marks and memo, with shadows in place of objects."""
 
-    __slots__ = ("bytes", "chosen_keys", "data", "marks", "memo", "stack", "wide_ints")
+    __slots__ = (
+        "chosen_keys",
+        "data",
+        "has_put",
+        "marks",
+        "memo",
+        "object_bytes",
+        "stack",
+        "wide_ints",
+    )
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -98,7 +108,8 @@ class _Shadows:
         self.marks: list[int] = []
         # An atom is not noted in it: what is not here is an atom, or the unpickler itself will refuse it.
         self.memo: dict[int, int] = {}
-        self.bytes = 0
+        self.has_put = False
+        self.object_bytes = 0
         self.chosen_keys = 0
         self.wide_ints: set[bytes] = set()
 
@@ -184,9 +195,9 @@ class _Shadows:
                 break
             else:
                 position = others[code](self, position + 1)
-        if has_put and memoized:
+        if memoized and (has_put or self.has_put):
             raise UnsafePickle("the pickle counts its memo in two ways at once")
-        self.bytes += tuples * _TUPLE_BYTES + calls * _CALL_BYTES
+        self.object_bytes += tuples * _TUPLE_BYTES + calls * _CALL_BYTES
         self.check_sums()
         return position + 1
 
@@ -221,9 +232,9 @@ class _Shadows:
 
     def check_sums(self) -> None:
         """Check in the end what only all opcodes together say."""
-        if self.bytes > MAX_OBJECT_BYTES:
+        if self.object_bytes > MAX_OBJECT_BYTES:
             raise TooLarge(
-                f"the pickle makes objects of {self.bytes} bytes in memory; the limit is {MAX_OBJECT_BYTES}"
+                f"the pickle makes objects of {self.object_bytes} bytes in memory; the limit is {MAX_OBJECT_BYTES}"
             )
         refuse_many_chosen(self.chosen_keys)
         if len(self.wide_ints) > MAX_COLLIDING_INTS:
@@ -298,7 +309,7 @@ def _push(shadow: int, length: int = 0, memory: int = 0) -> _Follow:
 
     def follow(shadows: _Shadows, position: int) -> int:
         shadows.stack.append(shadow)
-        shadows.bytes += memory
+        shadows.object_bytes += memory
         return position + length
 
     return follow
@@ -343,18 +354,29 @@ def _push_line(shadows: _Shadows, position: int) -> int:
 
 
 def _push_digits(shadows: _Shadows, position: int) -> int:
-    """A number in a line: a long integer is let be no key, because nobody has written such pickles for long."""
-    end = _line_end(shadows.data, position)
-    if end - position > _MAX_DIGITS:
-        raise TooLarge("the pickle spells a number with thousands of digits")
-    shadows.stack.append(_ATOM if end - position <= _MAX_SAFE_INT_DIGITS else _HEAVY)
+    """An integer in a line."""
+    end = _number_end(shadows.data, position)
+    length = end - position
+    shadows.stack.append(_ATOM if length <= _SAFE_INT_DIGITS else _HEAVY)
+    if _SAFE_INT_DIGITS < length <= MAX_KEY_BYTES * 2:
+        # What is no number at all the unpickler itself refuses.
+        with contextlib.suppress(ValueError):
+            value = int(shadows.data[position:end].rstrip(b"L\n"), 0)
+            shadows.wide_ints.add(value.to_bytes(MAX_KEY_BYTES, "little", signed=True))
+        shadows.stack[-1] = _ATOM | _CHOSEN
     return end
 
 
 def _push_fraction(shadows: _Shadows, position: int) -> int:
     """A float in a line."""
-    end = _push_digits(shadows, position)
-    shadows.stack[-1] = _ATOM | _CHOSEN
+    shadows.stack.append(_ATOM | _CHOSEN)
+    return _number_end(shadows.data, position)
+
+
+def _number_end(data: bytes, position: int) -> int:
+    end = _line_end(data, position)
+    if end - position > _MAX_DIGITS:
+        raise TooLarge("the pickle spells a number with thousands of digits")
     return end
 
 
@@ -394,6 +416,7 @@ def _put(shadows: _Shadows, position: int) -> int:
     if index >= len(shadows.data):
         _refuse_index()
     shadows.memo[index] = shadows.stack[-1]
+    shadows.has_put = True
     return end
 
 
@@ -433,14 +456,14 @@ def _tuple3(shadows: _Shadows, position: int) -> int:
     last, middle = stack.pop(), stack.pop()
     weight = stack[-1] + middle + last + 1
     stack[-1] = weight if weight < _HEAVY else _tuple([stack[-1], middle, last])
-    shadows.bytes += _TUPLE_BYTES
+    shadows.object_bytes += _TUPLE_BYTES
     return position
 
 
 def _list(shadows: _Shadows, position: int) -> int:
     items = shadows.take_marked()
     shadows.stack.append(_CONTAINER)
-    shadows.bytes += _LIST_BYTES
+    shadows.object_bytes += _LIST_BYTES
     return _fill(shadows, items, position)
 
 
@@ -448,7 +471,7 @@ def _dict(shadows: _Shadows, position: int) -> int:
     items = shadows.take_marked()
     shadows.check_keys(items[::2])
     shadows.stack.append(_CONTAINER)
-    shadows.bytes += _DICT_BYTES
+    shadows.object_bytes += _DICT_BYTES
     return _fill(shadows, items, position)
 
 
@@ -456,7 +479,7 @@ def _frozenset(shadows: _Shadows, position: int) -> int:
     items = shadows.take_marked()
     shadows.check_keys(items)
     shadows.stack.append((_tuple(items) if items else _LEVEL | _ATOM) | _CHOSEN)
-    shadows.bytes += _SET_BYTES
+    shadows.object_bytes += _SET_BYTES
     return position
 
 
@@ -515,7 +538,7 @@ def _new_with_names(shadows: _Shadows, position: int) -> int:
 def _made_new(shadows: _Shadows, args: int, position: int) -> int:
     level = (max(shadows.stack[-1], args) >> _LEVEL_BITS) + 1
     shadows.stack[-1] = _checked(level << _LEVEL_BITS | _ATOM)
-    shadows.bytes += _CALL_BYTES
+    shadows.object_bytes += _CALL_BYTES
     return position
 
 
@@ -531,7 +554,7 @@ def _inst(shadows: _Shadows, position: int) -> int:
 
 def _called(shadows: _Shadows, function: int, args: list[int], position: int) -> int:
     shadows.stack.append(_call(function, _tuple(args) if args else _ATOM))
-    shadows.bytes += _CALL_BYTES
+    shadows.object_bytes += _CALL_BYTES
     return position
 
 
