@@ -29,7 +29,10 @@ from migrate_ckpt.foreign import (
     ForeignSequence,
 )
 from migrate_ckpt.formats.opcodes import PlainTensor, push, text
+from migrate_ckpt.formats.shadow import MAX_DEPTH
 from migrate_ckpt.formats.storages import StorageHandle
+
+FRAMES_PER_LEVEL = 12
 
 _SET = re.compile(rb"c(__builtin__|builtins)\n(frozen)?set\n")
 _MIGRATIONS_PREFIX = "_migrate_ckpt_"
@@ -85,7 +88,13 @@ def _write_by_placeholders(value: Any, reducer: TensorReducer, protocol: int) ->
 
 def _write_in_python(value: Any, reducer: TensorReducer, protocol: int) -> bytes:
     buffer = io.BytesIO()
-    _PythonPickler(buffer, protocol, reducer).dump(value)
+    limit = sys.getrecursionlimit()
+    # It takes some frames for each level of nesting, and more levels are read than Python's own limit has room for.
+    sys.setrecursionlimit(max(limit, FRAMES_PER_LEVEL * MAX_DEPTH))
+    try:
+        _PythonPickler(buffer, protocol, reducer).dump(value)
+    finally:
+        sys.setrecursionlimit(limit)
     return buffer.getvalue()
 
 

@@ -161,5 +161,5 @@ def _device(*args: Any) -> Any:
         return NOT_FOLDED
     try:
         return torch.device(*args)
-    except RuntimeError:
+    except (RuntimeError, OverflowError):
         return NOT_FOLDED

@@ -300,3 +300,29 @@ def test_a_foreign_object_cannot_be_pickled_by_pickle_itself():
 
     with pytest.raises(TypeError, match="write_checkpoint"):
         pickle.dumps(foreign)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("innermost", [[], {1}], ids=["a list", "a set"])
+def test_what_is_nested_as_deeply_as_is_read_is_written(protocol, innermost):
+    value: Any = innermost
+    for _ in range(395):
+        value = [value]
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    try:
+        data = pickle._dumps(value, protocol)
+        again = read(write(read(data).value, protocol)).value
+        while again and type(again) is list:
+            (again,) = again
+        assert again == innermost
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_writing_deeply_leaves_the_recursion_limit_as_it_was():
+    before = sys.getrecursionlimit()
+
+    write({"x": {1, 2}}, 4)
+
+    assert sys.getrecursionlimit() == before
