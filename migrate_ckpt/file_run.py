@@ -98,11 +98,16 @@ class Run:
 
 
 def start_run(
-    source: FileSource, migrations: MigrationSet, options: RunOptions, on_step: OnStep | None
+    source: FileSource,
+    migrations: MigrationSet,
+    options: RunOptions,
+    on_step: OnStep | None,
+    *,
+    threads: int,
 ) -> Run:
-    """Run a set on a source; the run owns it from then on."""
+    """Run a set on a source; the run owns it from then on. Checksums are compared by so many threads."""
     container = open_container(source)
-    verification = Verification(source, container.checksums)
+    verification = Verification(source, container.checksums, threads=threads)
     try:
         report, pieces = _migrate(container, migrations, options, on_step)
     except BaseException:

@@ -98,12 +98,8 @@ def run_file(
         UnwritableCheckpoint: What the migrations made cannot be pickled.
         And what `plan_file` raises.
     """
-    source = FileSource(path)
-    try:
-        return start_run(source, migrations, RunOptions(**options), on_step)
-    except BaseException:
-        source.close()
-        raise
+    # Whoever gets the pieces waits for the checksums first, so that all processors are free for them.
+    return _start(path, migrations, on_step, options, threads=2)
 
 
 def migrate_file(
@@ -127,7 +123,8 @@ def migrate_file(
     """
     path = _check_target(source, target, force=force)
     migrations = read_set(folder, set_name)
-    with run_file(source, migrations, on_step=on_step, **options) as run:
+    # While one thread compares checksums, this one writes the target.
+    with _start(source, migrations, on_step, options, threads=1) as run:
         if run.report.target != run.report.source or not _is_same_file(source, path):
             replace_file(path, run.pieces, run.source, before_rename=run.verify)
         return run.verify()
@@ -167,6 +164,22 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         return Inspection.of(
             container.format, source.size, container.read(OutlineTensors(container))
         )
+
+
+def _start(
+    path: str | os.PathLike[str],
+    migrations: MigrationSet,
+    on_step: OnStep | None,
+    options: RunKeywords,
+    *,
+    threads: int,
+) -> Run:
+    source = FileSource(path)
+    try:
+        return start_run(source, migrations, RunOptions(**options), on_step, threads=threads)
+    except BaseException:
+        source.close()
+        raise
 
 
 def _check_target(

@@ -14,8 +14,6 @@ from typing import NamedTuple
 from migrate_ckpt.errors import UnreadableCheckpoint
 from migrate_ckpt.formats.source import BLOCK_BYTES, Source
 
-THREADS = 2
-
 
 class Checksum(NamedTuple):
     """What the source says of a range of its bytes; a CRC of 0 says nothing (torch can be told not to compute them)."""
@@ -29,12 +27,12 @@ class Checksum(NamedTuple):
 class Verification:
     """A look at all bytes of a source, under way from the moment it is made."""
 
-    def __init__(self, source: Source, checksums: Iterable[Checksum]) -> None:
+    def __init__(self, source: Source, checksums: Iterable[Checksum], *, threads: int = 1) -> None:
         known = [checksum for checksum in checksums if checksum.size]
         self._says_all = bool(known) and all(checksum.crc for checksum in known)
         self._source = source
         self._is_cancelled = False
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="verify")
         batches = _batches(checksum for checksum in known if checksum.crc)
         self._futures: list[Future[None]] = [
             self._pool.submit(self._check, batch) for batch in batches

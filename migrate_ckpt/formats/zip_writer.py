@@ -3,7 +3,7 @@
 Every record is stored, its bytes begin at a multiple of 64, sizes and CRC stand in a descriptor after it and in
 the directory, and 64-bit end records are always there (torch's `PyTorchStreamWriter`, which uses miniz). A run of
 records that follow each other in the source is kept whole: the first header is written anew, padded so that all of
-the run moves by a multiple of 64, and the rest, headers included, is one range.
+the run moves by a multiple of 64, or of a page where it is large, and the rest, headers included, is one range.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ from migrate_ckpt.formats.zip_layout import (
 )
 
 ALIGNMENT = 64
+# A file system copies whole pages where source and target agree modulo their size: a gigabyte in three quarters of the
+# time (measured on ext4). A short run is not worth the padding.
+PAGE_BYTES = 4096
+LARGE_RUN_BYTES = 1 << 20
 
 
 class ZipWriter:
@@ -58,21 +62,16 @@ class ZipWriter:
 
     def keep(self, entries: Iterable[Entry]) -> None:
         """Append records of the source as they are; those that follow each other there become one range."""
-        previous: Entry | None = None
-        shift = 0
-        for entry in entries:
-            follows = previous is not None and previous.end == entry.header_offset
-            length = entry.end - entry.header_offset
-            # Headers at 4 GiB and beyond carry their own offset, so they cannot be moved as they are.
-            if follows and entry.end < U32 and self._pieces.size + length < U32:
-                self._pieces.add_range(entry.header_offset, length)
-                header_offset, data_offset = entry.header_offset + shift, entry.data_offset + shift
-                self._note(
-                    entry.name, header_offset, data_offset, entry.size, entry.crc, entry.flags
-                )
-            else:
-                shift = self._keep_with_new_header(entry)
-            previous = entry
+        for run in _runs(entries):
+            length = run[-1].end - run[0].header_offset
+            alignment = PAGE_BYTES if length >= LARGE_RUN_BYTES else ALIGNMENT
+            shift = 0
+            for index, entry in enumerate(run):
+                # Headers at 4 GiB and beyond carry their own offset, so they cannot be moved as they are.
+                if index and self._pieces.size + entry.end - entry.header_offset < U32:
+                    self._keep_with_its_header(entry, shift)
+                else:
+                    shift = self._keep_with_new_header(entry, alignment)
 
     def crcs(self) -> Iterator[tuple[str, int, int]]:
         """Name, size and CRC of the records so far."""
@@ -100,10 +99,15 @@ class ZipWriter:
         self._pieces.add_bytes(bytes(directory))
         return self._pieces
 
-    def _keep_with_new_header(self, entry: Entry) -> int:
-        """Keep the bytes of a record behind a new header; gives how far they move."""
+    def _keep_with_its_header(self, entry: Entry, shift: int) -> None:
+        self._pieces.add_range(entry.header_offset, entry.end - entry.header_offset)
+        header_offset, data_offset = entry.header_offset + shift, entry.data_offset + shift
+        self._note(entry.name, header_offset, data_offset, entry.size, entry.crc, entry.flags)
+
+    def _keep_with_new_header(self, entry: Entry, alignment: int) -> int:
+        """Keep the bytes of a record behind a new header; gives how far they move, a multiple of the alignment."""
         header_offset, data_offset = self._add_header(
-            entry.name, entry.size, phase=entry.data_offset % ALIGNMENT
+            entry.name, entry.size, phase=entry.data_offset, alignment=alignment
         )
         descriptor_size = entry.end - entry.data_offset - entry.size
         if descriptor_size == DESCRIPTOR.size and header_offset < U32:
@@ -116,8 +120,10 @@ class ZipWriter:
         )
         return data_offset - entry.data_offset
 
-    def _add_header(self, name: str, size: int, *, phase: int) -> tuple[int, int]:
-        """Write a local header so that the data begins at `phase` modulo 64; gives its offset and the data's."""
+    def _add_header(
+        self, name: str, size: int, *, phase: int, alignment: int = ALIGNMENT
+    ) -> tuple[int, int]:
+        """Write a local header so that the data begins at `phase` modulo `alignment`; gives both offsets."""
         header_offset, raw_name = self._pieces.size, name.encode()
         wide = b""
         if size >= U32 or header_offset >= U32:
@@ -126,7 +132,7 @@ class ZipWriter:
             )
             wide = struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
         start = header_offset + LOCAL_HEADER.size + len(raw_name) + len(wide) + 4
-        padding = (phase - start) % ALIGNMENT
+        padding = (phase - start) % alignment
         extra = wide + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
         header = LOCAL_HEADER.pack(
             b"PK\3\4", 0, _flags(size), 0, 0, 0, 0, 0, 0, len(raw_name), len(extra)
@@ -145,6 +151,18 @@ class ZipWriter:
         self._directory.append(
             Entry(name, header_offset, data_offset, size, crc, flags, self._pieces.size)
         )
+
+
+def _runs(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Records that follow each other in the source, up to where headers cannot be kept."""
+    run: list[Entry] = []
+    for entry in entries:
+        if run and not (run[-1].end == entry.header_offset and entry.end < U32):
+            yield run
+            run = []
+        run.append(entry)
+    if run:
+        yield run
 
 
 def _flags(size: int) -> int:

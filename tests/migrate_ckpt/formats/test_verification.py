@@ -44,7 +44,7 @@ def test_each_record_is_looked_at(source, ranges):
             wrong = [*known[:index], checksum._replace(crc=checksum.crc ^ 1), *known[index + 1 :]]
 
             with pytest.raises(UnreadableCheckpoint, match=checksum.name):
-                Verification(source, wrong).finish()
+                Verification(source, wrong, threads=2).finish()
 
 
 def test_a_record_without_a_checksum_is_not_called_verified(source):

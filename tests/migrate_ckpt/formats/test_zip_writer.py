@@ -11,7 +11,7 @@ import torch
 from migrate_ckpt.formats.pieces import Pieces, Range, write_pieces
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.formats.zip_reader import read_directory
-from migrate_ckpt.formats.zip_writer import ALIGNMENT, ZipWriter
+from migrate_ckpt.formats.zip_writer import ALIGNMENT, PAGE_BYTES, ZipWriter
 
 
 def materialise(pieces: Pieces, source: FileSource | None, path: Path) -> Path:
@@ -65,6 +65,22 @@ def test_kept_bytes_stay_at_a_multiple_of_the_alignment(save, tmp_path):
     with FileSource(new) as source:
         offsets = [entry.data_offset for entry in read_directory(source).values()]
     assert all(offset % ALIGNMENT == 0 for offset in offsets)
+
+
+def test_a_large_run_moves_by_whole_pages(save, tmp_path):
+    with FileSource(save({str(i): torch.full((100_000,), i) for i in range(10)})) as source:
+        stored = [entry for name, entry in read_directory(source).items() if "/data/" in name]
+        writer = ZipWriter()
+        writer.add("old/data.pkl", b"x" * 1001)
+        writer.keep(stored)
+
+        new = materialise(writer.finish(), source, tmp_path / "new")
+
+    with FileSource(new) as written:
+        entries = read_directory(written)
+    assert {
+        (entries[entry.name].data_offset - entry.data_offset) % PAGE_BYTES for entry in stored
+    } == {0}
 
 
 def test_the_crc_of_a_kept_record_comes_from_the_source(save, tmp_path):
