@@ -173,7 +173,7 @@ def test_a_real_checkpoint_comes_back_renamed_and_otherwise_bit_for_bit_the_same
     assert set(inspect_file(old).calls.items()) == set(inspect_file(new).calls.items())
 
 
-def test_one_of_them_is_refused_by_torchs_own_safe_load() -> None:
+def test_one_of_them_names_classes_that_weights_only_does_not_know() -> None:
     wanted = REAL["Lightning, refused by weights_only"]
     path = CACHE / f"{wanted.sha256[:16]}-{Path(wanted.member).name}"
     if not path.exists():
