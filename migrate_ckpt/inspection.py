@@ -84,9 +84,14 @@ def _history_of(value: object) -> tuple[History | None, str | None]:
 def _count(objects: list[ForeignObject]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for obj in objects:
-        function = obj.__recipe__.function
-        path = (
-            global_path(function) if isinstance(function, ForeignGlobal) else "the result of a call"
-        )
-        counts[path] = counts.get(path, 0) + 1
+        made = obj.__recipe__
+        # A setter is called, too, with the object and its state.
+        for function in (made.function, made.setter):
+            if function is not None:
+                path = _path(function)
+                counts[path] = counts.get(path, 0) + 1
     return counts
+
+
+def _path(function: Any) -> str:
+    return global_path(function) if isinstance(function, ForeignGlobal) else "the result of a call"

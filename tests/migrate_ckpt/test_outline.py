@@ -77,3 +77,12 @@ def test_an_unusable_history_is_said(tmp_path):
 
     assert found["history"] is None
     assert found["history_error"]
+
+
+class WithSetter:
+    def __reduce__(self) -> tuple:
+        return WithSetter, (), {"x": 1}, None, None, setattr
+
+
+def test_a_function_that_sets_a_state_is_counted_as_the_call_it_is(tmp_path):
+    assert inspected(tmp_path, {"x": WithSetter()})["calls"]["__builtin__.setattr"] == 1
