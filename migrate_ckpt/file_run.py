@@ -15,7 +15,7 @@ from migrate_ckpt.foreign import ForeignObject, global_path
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.allowed_globals import refuse_globals
 from migrate_ckpt.formats.container import Container, Contents
-from migrate_ckpt.formats.conversion import Format, lay_out_as, written_format
+from migrate_ckpt.formats.conversion import Format, lay_out_as
 from migrate_ckpt.formats.pieces import Pieces, whole
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.formats.torch_zip import lay_out
@@ -124,7 +124,7 @@ def _migrate(
     source = {"format": container.format, "size": container.source.size}
     if not plan.has_work:
         value = as_checkpoint(contents.value)
-        if written_format(container, options.format) == container.format:
+        if options.format in (None, container.format):
             return Report(plan, warnings=plan.warnings, source=source, target=source), whole(
                 container.source
             )

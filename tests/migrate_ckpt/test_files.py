@@ -96,6 +96,17 @@ def test_source_and_target_may_be_the_same_path(old, folder):
     assert old.stat().st_mode & 0o777 == 0o640
 
 
+def test_an_old_stream_with_nothing_pending_stays_what_it_is(write_folder, tmp_path):
+    old = tmp_path / "old.pt"
+    torch.save({"w": torch.ones(2)}, old, _use_new_zipfile_serialization=False)
+    before = old.read_bytes()
+
+    report = migrate_file(old, old, folder=write_folder({}))
+
+    assert report.target["format"] == "torch-legacy"
+    assert old.read_bytes() == before
+
+
 def test_in_place_a_file_with_nothing_pending_is_not_touched(old, folder):
     migrate_file(old, old, folder=folder)
     before = old.stat()
