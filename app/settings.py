@@ -80,6 +80,14 @@ class Settings(BaseSettings):
         False, description="Listen on an address that other machines can reach, for everybody."
     )
 
+    @field_validator("allowed_globals_file")
+    @classmethod
+    def _is_text(cls, path: Path | None) -> Path | None:
+        # What cannot be read is refused at the start, not at the first request.
+        if path is not None:
+            path.read_text(encoding="utf-8")
+        return path
+
     @cached_property
     def allowed_globals(self) -> tuple[str, ...] | None:
         """What that file lists, read once."""

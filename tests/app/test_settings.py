@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,8 @@ def test_what_kubernetes_injects_is_no_setting(environment: pytest.MonkeyPatch, 
         ("RUN_TIMEOUT_SECONDS", "inf"),
         ("RUN_MEMORY_BYTES", "0"),
         ("POLICY", "run-all"),
+        ("ALLOWED_GLOBALS_FILE", "/nowhere"),
+        ("ALLOWED_GLOBALS_FILE", sys.executable),
         ("ALLOW_ANONYMOUS", "perhaps"),
     ],
 )
