@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from migrate_ckpt import ckpt_migration_key, read_checkpoint
 from migrate_ckpt.cli import main
@@ -143,6 +144,22 @@ def test_stamp_and_new_do_their_work(old, capsys):
 
     assert Path("migrations/0003_third.py").exists()
     assert main(["plan", "old.ckpt"]) == 1
+
+
+def test_another_format_and_a_list_of_what_is_allowed_can_be_chosen(old, capsys):
+    torch.save({"w": torch.ones(2)}, "flat.pt")
+    Path("allowed.txt").write_text("# nothing but plain values\n")
+    options = ["--folder", "empty", "--allowed-globals", "allowed.txt"]
+    Path("empty").mkdir()
+
+    assert (
+        main(["run", "flat.pt", "-o", "flat.safetensors", "--format", "safetensors", *options]) == 0
+    )
+    assert main(["run", "old.ckpt", "-o", "new.ckpt", *options]) == 3
+
+    assert load_file("flat.safetensors")["w"].tolist() == [1.0, 1.0]
+    assert "argparse.Namespace" in capsys.readouterr().err
+    assert not Path("new.ckpt").exists()
 
 
 def test_control_characters_of_a_file_never_reach_the_terminal(old, capsys):

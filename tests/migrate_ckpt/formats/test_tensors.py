@@ -125,13 +125,11 @@ def test_a_second_dtype_of_one_storage_is_read_as_that_dtype(tmp_path):
 @pytest.mark.parametrize("location", ["cuda:7", "mps", "cpu"])
 def test_a_device_tag_survives_on_a_machine_without_the_device(save, tmp_path, location):
     source = save({"weights": torch.ones(3), "empty": torch.empty(0)})
-    tagged = source.read_bytes()
-    # A pickle's short string; only the tag's own length is patched, so the record is written anew.
+    # No such device is here to save from: the tag is put where the reader keeps it.
     value = read_checkpoint(source)
     for tensor in value.values():
         tensor.untyped_storage()._migrate_ckpt_handle.location = location
     write_checkpoint(value, source)
-    assert location == "cpu" or source.read_bytes() != tagged
 
     target = tmp_path / "new.ckpt"
     write_checkpoint(
