@@ -1,4 +1,4 @@
-"""The service's own command: python -m app serve."""
+"""The service's own commands: python -m app serve, and python -m app token for its operator."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 import uvicorn.config
 
+from app.access import SCOPES, InvalidTokens, new_token
 from app.main import create_app
 from app.settings import PREFIX, Settings, SettingsError, read_settings
 
@@ -24,16 +25,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="start the service on HOST and PORT (127.0.0.1:8000)")
-    parser.parse_args()
+    token = commands.add_parser(
+        "token", help="make an access token: the line for the service's list on standard output"
+    )
+    token.add_argument("name", metavar="NAME", help="whose it is, as the log will call them")
+    token.add_argument("--scopes", default=",".join(SCOPES), help="what it allows (%(default)s)")
+    arguments = parser.parse_args()
     try:
-        settings = read_settings()
-        host, port = read_address()
-        refuse_open_address(host, settings)
+        if arguments.command == "token":
+            print_new_token(arguments.name, arguments.scopes)
+        else:
+            serve()
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    serve(settings, host, port)
     return 0
+
+
+def print_new_token(name: str, scopes: str) -> None:
+    """Print the line for the list on standard output, and the token itself beside it.
+
+    Raises:
+        SettingsError: the name or the scopes cannot be.
+    """
+    try:
+        token, entry = new_token(name, scopes)
+    except InvalidTokens as error:
+        raise SettingsError(
+            f"{name}:{scopes} cannot be: a name is 1 to 64 letters, digits, dots, dashes and "
+            f"underscores; scopes are {','.join(SCOPES)} or one of them."
+        ) from error
+    print(entry)
+    print(
+        f"The token, to be kept by whoever uses it; it is stored nowhere:\n{token}", file=sys.stderr
+    )
 
 
 def read_address() -> tuple[str, int]:
@@ -54,16 +79,25 @@ def refuse_open_address(host: str, settings: Settings) -> None:
     Raises:
         SettingsError: it names both ways out.
     """
-    if settings.allow_anonymous or _is_loopback(host):
+    has_tokens = settings.tokens is not None or settings.tokens_file is not None
+    if has_tokens or settings.allow_anonymous or _is_loopback(host):
         return
     raise SettingsError(
         f"HOST={host} can be reached by other machines, and whoever reaches the service may use it. "
-        f"Listen on HOST=127.0.0.1, or set {PREFIX}ALLOW_ANONYMOUS=true if that is what you want."
+        f"List access tokens in {PREFIX}TOKENS_FILE, listen on HOST=127.0.0.1, or set "
+        f"{PREFIX}ALLOW_ANONYMOUS=true if that is what you want."
     )
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until told to stop."""
+def serve() -> None:
+    """Serve until told to stop.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+    """
+    settings = read_settings()
+    host, port = read_address()
+    refuse_open_address(host, settings)
     # The server raises the signal that stopped it once more: being told to stop is no failure.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))
     uvicorn.run(

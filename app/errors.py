@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.ascii_json import AsciiJSONResponse
+from app.security_headers import SECURITY_HEADERS
 from migrate_ckpt import MigrateCkptError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ STATUSES: Mapping[str, int] = {
     "no_file": 400,
     "several_files": 400,
     "empty_file": 400,
+    "unauthorized": 401,
+    "insufficient_scope": 403,
     "not_found": 404,
     "unknown_set": 404,
     "method_not_allowed": 405,
@@ -121,7 +124,7 @@ def problem(
         **{name: value for name, value in error.items() if name not in _OWN_MEMBERS},
     }
     # Set here too: an answer to an unforeseen exception passes no middleware of ours.
-    headers = {**(headers or {}), "X-Request-Id": request.state.request_id}
+    headers = {**(headers or {}), **SECURITY_HEADERS, "X-Request-Id": request.state.request_id}
     return AsciiJSONResponse(body, status.value, headers, media_type="application/problem+json")
 
 

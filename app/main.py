@@ -12,28 +12,51 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 import migrate_ckpt
 from app import errors
+from app.access import Access, AccessMiddleware
+from app.early_answers import EarlyAnswerMiddleware
 from app.request_ids import RequestIdMiddleware
 from app.routes import health, inspect, migrate, migrations, plan
 from app.sandbox import Sandbox
+from app.security_headers import SecurityHeadersMiddleware
 from app.settings import Settings, read_settings
+from app.watching import watching
 
 logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the service for these settings. Nothing is started before its lifespan begins."""
+    """Return the service for these settings. Nothing is started before its lifespan begins.
+
+    Raises:
+        SettingsError: the access tokens cannot be used.
+    """
     app = FastAPI(
         title="migrate-ckpt",
         summary="Brings old PyTorch checkpoints up to date.",
         version=migrate_ckpt.__version__,
         lifespan=_lifespan,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     app.state.settings = settings
+    app.state.access = Access.from_settings(settings)
+    # The last one added is the first to see a request.
+    app.add_middleware(AccessMiddleware, access=app.state.access)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(EarlyAnswerMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
     for resource in (migrate, plan, inspect, migrations, health):
@@ -58,7 +81,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.sandbox = sandbox
     try:
         await sandbox.start()
-        yield
+        async with watching(app.state.access.reload):
+            yield
     finally:
         await sandbox.stop()
         await asyncio.to_thread(shutil.rmtree, scratch_root, ignore_errors=True)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     ByteSize,
@@ -17,10 +17,11 @@ from pydantic import (
     Field,
     FilePath,
     PositiveInt,
+    SecretStr,
     ValidationError,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from migrate_ckpt import read_allowed_globals
 
@@ -33,6 +34,10 @@ PREFIX = "MIGRATE_CKPT_"
 _KUBERNETES = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)|PORT_\w+"
 )
+
+
+# As browsers send it: a scheme, a host, a port where it is not the usual one, and no path.
+_ORIGIN = re.compile(r"\*|https?://[^/\s]+")
 
 
 class SettingsError(Exception):
@@ -76,8 +81,16 @@ class Settings(BaseSettings):
         None,
         description="A list of the classes and functions that a file may name; without it, all.",
     )
+    tokens_file: FilePath | None = Field(
+        None, description="The access tokens, in a file that is read again when it changes."
+    )
+    tokens: SecretStr | None = Field(None, description="The access tokens themselves.")
     allow_anonymous: bool = Field(
-        False, description="Listen on an address that other machines can reach, for everybody."
+        False,
+        description="Listen on an address that other machines can reach, without access tokens.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="The origins whose pages may call this service from a browser."
     )
 
     @field_validator("allowed_globals_file")
@@ -94,6 +107,19 @@ class Settings(BaseSettings):
         if self.allowed_globals_file is None:
             return None
         return read_allowed_globals(self.allowed_globals_file.read_text(encoding="utf-8"))
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, origins: object) -> object:
+        return origins.replace(",", " ").split() if isinstance(origins, str) else origins
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is no origin; one looks like https://example.org:8443")
+        return origins
 
     @field_validator("migrations_folder", "scratch_folder")
     @classmethod

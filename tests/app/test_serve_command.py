@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app import __main__ as command
+from app.access import read_tokens
 from app.settings import Settings, SettingsError
 
 
@@ -27,6 +28,14 @@ def test_open_address_is_refused_with_the_ways_out(settings: Settings, host: str
 
     assert "HOST=127.0.0.1" in str(caught.value)
     assert "MIGRATE_CKPT_ALLOW_ANONYMOUS=true" in str(caught.value)
+    assert "MIGRATE_CKPT_TOKENS_FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("tokens", [{"tokens": "ci:read:x"}, {"tokens_file": __file__}])
+def test_open_address_is_allowed_where_tokens_are_asked_for(
+    tmp_path: Path, tokens: dict[str, str]
+) -> None:
+    command.refuse_open_address("0.0.0.0", Settings(migrations_folder=tmp_path, **tokens))
 
 
 def test_open_address_is_allowed_by_the_setting(tmp_path: Path) -> None:
@@ -43,18 +52,39 @@ def test_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, port: str
         command.read_address()
 
 
-def test_refusal_is_one_line_and_status_two(tmp_path: Path) -> None:
-    (tmp_path / "migrations").mkdir()
-
-    done = subprocess.run(
-        [sys.executable, "-m", "app", "serve"],
-        env={"HOST": "0.0.0.0", "PYTHONPATH": str(Path(__file__).parents[2])},
-        cwd=tmp_path,
+def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
 
+
+def test_refusal_is_one_line_and_status_two(tmp_path: Path) -> None:
+    (tmp_path / "migrations").mkdir()
+
+    done = run("serve", folder=tmp_path, HOST="0.0.0.0")
+
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "MIGRATE_CKPT_ALLOW_ANONYMOUS" in done.stderr
+
+
+def test_new_token_goes_beside_the_line_for_the_list(tmp_path: Path) -> None:
+    done = run("token", "ci", "--scopes", "read", folder=tmp_path)
+
+    (token,) = read_tokens(done.stdout)
+    assert (token.name, token.scopes) == ("ci", {"read"})
+    assert done.stderr.splitlines()[-1].startswith("mck_")
+    assert "mck_" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("c i",), ("ci", "--scopes", "write")])
+def test_token_that_cannot_be_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run("token", *arguments, folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot be" in done.stderr

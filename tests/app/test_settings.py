@@ -41,6 +41,18 @@ def test_empty_variable_counts_as_absent(environment: pytest.MonkeyPatch) -> Non
     assert read_settings().policy == "skip-missed"
 
 
+def test_origins_are_a_list_with_commas(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv(f"{PREFIX}CORS_ORIGINS", "https://a.example, http://b.example:8080")
+
+    assert read_settings().cors_origins == ("https://a.example", "http://b.example:8080")
+
+
+def test_tokens_are_shown_nowhere(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv(f"{PREFIX}TOKENS", "ci:read:hunter2")
+
+    assert "hunter2" not in repr(read_settings())
+
+
 @pytest.mark.parametrize(
     ("misspelt", "nearest"),
     [
@@ -100,6 +112,8 @@ def test_what_kubernetes_injects_is_no_setting(environment: pytest.MonkeyPatch, 
         ("ALLOWED_GLOBALS_FILE", "/nowhere"),
         ("ALLOWED_GLOBALS_FILE", sys.executable),
         ("ALLOW_ANONYMOUS", "perhaps"),
+        ("TOKENS_FILE", "/nowhere"),
+        ("CORS_ORIGINS", "https://a.example/path"),
     ],
 )
 def test_value_that_cannot_be_used_is_refused_and_named(
