@@ -39,6 +39,7 @@ STATUSES: Mapping[str, int] = {
     "unknown_set": 404,
     "method_not_allowed": 405,
     "not_acceptable": 406,
+    "upload_stalled": 408,
     "too_large": 413,
     "unsupported_encoding": 415,
     "not_a_checkpoint": 422,
@@ -60,6 +61,8 @@ STATUSES: Mapping[str, int] = {
     "order_mismatch": 500,
     "sandbox_lost": 503,
     "not_ready": 503,
+    "queue_full": 503,
+    "stopping": 503,
     "migrations_changed": 503,
     "timeout": 504,
     "no_space": 507,
@@ -123,6 +126,8 @@ def problem(
         "request_id": request.state.request_id,
         **{name: value for name, value in error.items() if name not in _OWN_MEMBERS},
     }
+    if "retry_after" in error:
+        headers = {**(headers or {}), "Retry-After": str(error["retry_after"])}
     # Set here too: an answer to an unforeseen exception passes no middleware of ours.
     headers = {**(headers or {}), **SECURITY_HEADERS, "X-Request-Id": request.state.request_id}
     return AsciiJSONResponse(body, status.value, headers, media_type="application/problem+json")

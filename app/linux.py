@@ -43,6 +43,19 @@ def held_bytes(pid: int) -> int:
     )
 
 
+def total_memory_bytes() -> int:
+    """Return the memory of this machine, or of the container where that has less."""
+    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = Path("/sys/fs/cgroup", limit).read_text("ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            return min(of_machine, int(text))
+    return of_machine
+
+
 def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from fastapi.middleware.cors import CORSMiddleware
 import migrate_ckpt
 from app import errors
 from app.access import Access, AccessMiddleware
+from app.admission import Admission, free_bytes
 from app.early_answers import EarlyAnswerMiddleware
 from app.request_ids import RequestIdMiddleware
 from app.routes import health, inspect, migrate, migrations, plan
 from app.sandbox import Sandbox
 from app.security_headers import SecurityHeadersMiddleware
 from app.settings import Settings, read_settings
+from app.turns import Limits
 from app.watching import watching
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.access = Access.from_settings(settings)
+    app.state.admission = Admission(
+        Limits(settings.max_concurrent_runs, settings.memory_budget_bytes),
+        max_queued=settings.max_queued_runs,
+        run_memory_bytes=settings.run_memory_bytes,
+        free_bytes=partial(free_bytes, settings.scratch_folder),
+    )
     # The last one added is the first to see a request.
     app.add_middleware(AccessMiddleware, access=app.state.access)
     if settings.cors_origins:
@@ -75,7 +84,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sandbox = Sandbox(
         timeout_seconds=settings.run_timeout_seconds,
         memory_bytes=settings.run_memory_bytes,
-        max_runs=settings.max_concurrent_runs,
     )
     app.state.scratch_root = scratch_root
     app.state.sandbox = sandbox

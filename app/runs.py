@@ -7,22 +7,28 @@ import json
 import os
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, NoReturn, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from app.errors import RunFailed
+from app.admission import Admission, Place
+from app.errors import RunFailed, ServiceError
 from app.fingerprint import fingerprint, installed_versions
 from app.parameters import RunParameters, read_parameters, refuse_unknown
 from app.run_request import OUTCOME_NAME, RunRequest
 from app.sandbox import Sandbox
 from app.scratch import Scratch
 from app.settings import Settings
-from app.uploads import Upload, receive
+from app.uploads import Upload, declared_bytes, receive
 from migrate_ckpt import MigrationSet, read_set
 
 T = TypeVar("T")
+
+# A client that sends less than this in that time holds a place that others could use.
+STALL_SECONDS = 60.0
+STALL_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +59,30 @@ async def run_upload(
     if action != "inspect":
         # What can be refused before the body is read, is.
         await _find_set(settings, read_parameters(query))
-    upload = await receive(
-        request, scratch, max_bytes=settings.max_upload_bytes, field_names=parameters
-    )
-    asked = read_parameters([*query, *upload.fields])
-    order = RunRequest(action, str(scratch.folder))
-    if action != "inspect":
-        order = await _with_migrations(order, asked, upload, settings)
+    declared = declared_bytes(request, max_bytes=settings.max_upload_bytes)
+    admission: Admission = request.app.state.admission
+    with admission.place(declared) as place:
+        receiving = receive(
+            request,
+            scratch,
+            max_bytes=settings.max_upload_bytes,
+            field_names=parameters,
+            on_received=partial(admission.receive, place),
+        )
+        upload = await _unless(receiving, _stalled(place), admission.given_up())
+        asked = read_parameters([*query, *upload.fields])
+        order = RunRequest(action, str(scratch.folder))
+        if action != "inspect":
+            order = await _with_migrations(order, asked, upload, settings)
+        running = _run_in_turn(request, order, upload.size)
+        await _unless(running, _client_gone(request), admission.given_up())
+        return Done(upload, await scratch.do(_read_result, scratch))
+
+
+async def _run_in_turn(request: Request, order: RunRequest, size: int) -> None:
     sandbox: Sandbox = request.app.state.sandbox
-    await _unless_gone(request, sandbox.run(order, label=request.state.request_id))
-    return Done(upload, await scratch.do(_read_result, scratch))
+    async with request.app.state.admission.turn(size):
+        await sandbox.run(order, label=request.state.request_id)
 
 
 async def _with_migrations(
@@ -97,24 +117,35 @@ async def _find_set(settings: Settings, asked: RunParameters) -> MigrationSet:
     return await asyncio.to_thread(read_set, settings.migrations_folder, asked.set)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work returns, unless the client goes first: then the work is cancelled."""
+async def _unless(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, NoReturn]) -> T:
+    """Return what the work returns, unless one of the others raises first: then the work is cancelled."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_client_gone(request))
+    ending = [asyncio.ensure_future(end) for end in ends]
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
+        await asyncio.wait({working, *ending}, return_when=asyncio.FIRST_COMPLETED)
+        for end in ending:
+            if end.done() and not working.done():
+                end.result()
         return working.result()
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.wait({working, leaving})
+        for task in (working, *ending):
+            task.cancel()
+        await asyncio.gather(working, *ending, return_exceptions=True)
 
 
-async def _client_gone(request: Request) -> None:
+async def _client_gone(request: Request) -> NoReturn:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    raise ClientDisconnect
+
+
+async def _stalled(place: Place) -> NoReturn:
+    while True:
+        before = place.received
+        await asyncio.sleep(STALL_SECONDS)
+        if place.received - before < STALL_BYTES:
+            message = f"Fewer than {STALL_BYTES} bytes came in {STALL_SECONDS:g} seconds."
+            raise ServiceError("upload_stalled", message, retryable=True)
 
 
 def _read_result(scratch: Scratch) -> dict[str, Any]:

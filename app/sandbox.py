@@ -23,12 +23,11 @@ STOP_SECONDS = 10
 
 
 class Sandbox:
-    """Keeps a fork server alive, lets so many runs in at once, and follows each to its end."""
+    """Keeps a fork server alive, and follows each run to its end."""
 
-    def __init__(self, *, timeout_seconds: float, memory_bytes: int, max_runs: int) -> None:
+    def __init__(self, *, timeout_seconds: float, memory_bytes: int) -> None:
         self._timeout_seconds = timeout_seconds
         self._memory_bytes = memory_bytes
-        self._slots = asyncio.Semaphore(max_runs)
         self._starting = asyncio.Lock()
         self._server: ForkServerProcess | None = None
 
@@ -66,9 +65,8 @@ class Sandbox:
         Raises:
             RunFailed: a limit was reached, or the process ended without an outcome.
         """
-        async with self._slots:
-            server = await self.start()
-            end = await _follow(server.begin(request))
+        server = await self.start()
+        end = await _follow(server.begin(request))
         if end.output:
             logger.info("run %s printed:\n%s", label, end.output)
         if end.reason or end.status != DONE_STATUS:

@@ -16,6 +16,7 @@ from pydantic import (
     DirectoryPath,
     Field,
     FilePath,
+    NonNegativeInt,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -23,6 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.linux import total_memory_bytes
 from migrate_ckpt import read_allowed_globals
 
 if TYPE_CHECKING:
@@ -66,6 +68,9 @@ class Settings(BaseSettings):
         default_factory=lambda: os.cpu_count() or 1,
         description="How many runs there are at once; further ones wait.",
     )
+    max_queued_runs: NonNegativeInt = Field(
+        32, description="How many requests are let in beside those; further ones are sent away."
+    )
     run_timeout_seconds: float = Field(
         600, gt=0, allow_inf_nan=False, description="How long one run may take."
     )
@@ -73,6 +78,11 @@ class Settings(BaseSettings):
         ByteSize(4 * 2**30),
         gt=0,
         description="What one run may hold in memory, beyond the loaded libraries and mapped file pages.",
+    )
+    memory_budget_bytes: ByteSize = Field(
+        default_factory=lambda: ByteSize(total_memory_bytes() * 3 // 4),
+        gt=0,
+        description="What all runs at once may be expected to hold; further ones wait.",
     )
     policy: Literal["skip-missed", "strict", "run-missed"] = Field(
         "skip-missed", description="What becomes of missed migrations where a request does not say."

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ BATCH_CHUNKS = 4096
 # What a multipart body may hold beside the file: boundaries, headers, a few short fields.
 OVERHEAD_BYTES = 64 * 2**10
 
+FORM_TYPE = b"multipart/form-data"
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -40,24 +42,54 @@ class Upload:
     fields: tuple[tuple[str, str], ...]
 
 
+def declared_bytes(request: Request, *, max_bytes: int) -> int | None:
+    """Return how long the body says it is, or None where it does not say.
+
+    Raises:
+        ServiceError: the headers rule it out already: too large, or encoded.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        message = f"The body is encoded as {encoding}; send it as it is."
+        raise ServiceError("unsupported_encoding", message)
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        return None
+    kind, _ = _content_type(request)
+    if int(length) > max_bytes + (OVERHEAD_BYTES if kind == FORM_TYPE else 0):
+        raise _too_large(max_bytes)
+    return int(length)
+
+
 async def receive(
-    request: Request, scratch: Scratch, *, max_bytes: int, field_names: Collection[str]
+    request: Request,
+    scratch: Scratch,
+    *,
+    max_bytes: int,
+    field_names: Collection[str],
+    on_received: Callable[[int], None],
 ) -> Upload:
     """Read the body to its end.
+
+    Args:
+        request: whose body it is.
+        scratch: where the file goes.
+        max_bytes: what the file may have.
+        field_names: what a form may hold beside the file.
+        on_received: is told how many bytes have come in so far; what it raises ends the upload.
 
     Raises:
         ServiceError: too large, no file or more than one, an unknown form field, not well formed.
         ClientDisconnect: the client went before it had sent everything.
     """
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    is_form = kind == b"multipart/form-data"
-    _refuse_unreadable(request, max_bytes, overhead_bytes=OVERHEAD_BYTES if is_form else 0)
+    kind, options = _content_type(request)
+    chunks = _chunks(request, on_received)
     writer = FileWriter(scratch, scratch.create(UPLOAD_NAME), max_bytes=max_bytes)
     form = FormReader(writer.add, field_names)
-    if is_form:
-        await _read_form(request, writer, form, options.get(b"boundary", b""))
+    if kind == FORM_TYPE:
+        await _read_form(chunks, writer, form, options.get(b"boundary", b""))
     else:
-        async for chunk in request.stream():
+        async for chunk in chunks:
             writer.add(memoryview(chunk))
             await writer.write_full_batch()
     digest = await writer.finish()
@@ -67,19 +99,20 @@ async def receive(
     return Upload(writer.descriptor, writer.size, digest, form.filename, fields)
 
 
-def _refuse_unreadable(request: Request, max_bytes: int, *, overhead_bytes: int) -> None:
-    """Refuse what the headers already rule out, before a byte of the body is read."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        message = f"The body is encoded as {encoding}; send it as it is."
-        raise ServiceError("unsupported_encoding", message)
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > max_bytes + overhead_bytes:
-        raise _too_large(max_bytes)
+def _content_type(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
+    return parse_options_header(request.headers.get("content-type"))
+
+
+async def _chunks(request: Request, on_received: Callable[[int], None]) -> AsyncIterator[bytes]:
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        on_received(received)
+        yield chunk
 
 
 async def _read_form(
-    request: Request, writer: FileWriter, form: FormReader, boundary: bytes
+    chunks: AsyncIterator[bytes], writer: FileWriter, form: FormReader, boundary: bytes
 ) -> None:
     if not boundary:
         raise ServiceError(
@@ -88,7 +121,7 @@ async def _read_form(
     left = writer.max_bytes + OVERHEAD_BYTES
     try:
         parser = MultipartParser(boundary, form.callbacks())
-        async for chunk in request.stream():
+        async for chunk in chunks:
             left -= len(chunk)
             if left < 0:
                 raise _too_large(writer.max_bytes)

@@ -18,7 +18,7 @@ from app import uploads
 from app.errors import ServiceError
 from app.forms import MAX_FIELD_BYTES, MAX_FIELDS
 from app.scratch import Scratch
-from app.uploads import Upload, receive
+from app.uploads import Upload, declared_bytes, receive
 
 FORM = "multipart/form-data; boundary=XX"
 NAMES = ("set", "to")
@@ -56,7 +56,10 @@ def receive_into(root: Path, request: Request, *, max_bytes: int = 10**6) -> tup
     """Receive, and return with the upload the bytes that its descriptor reads."""
     scratch = Scratch(root)
     try:
-        coroutine = receive(request, scratch, max_bytes=max_bytes, field_names=NAMES)
+        declared_bytes(request, max_bytes=max_bytes)
+        coroutine = receive(
+            request, scratch, max_bytes=max_bytes, field_names=NAMES, on_received=lambda _: None
+        )
         upload = asyncio.run(coroutine)
         return upload, os.pread(upload.descriptor, upload.size + 1, 0)
     finally:

@@ -1,0 +1,223 @@
+"""Who is let in, and when their run begins: so many requests, so much scratch and memory, and no more.
+
+A request is let in before its body is read, or sent away at once: an HTTP server that waits with a
+body unread does not see its client go. It holds a place until its run has ended. The run itself waits
+for its turn (`turns.py`) when everything it needs is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from app.errors import ServiceError
+from app.turns import Limits, Turn, expected_memory_bytes, next_turn
+
+# Left over for what runs write beside the uploads.
+SPARE_SCRATCH_BYTES = 64 * 2**20
+# A body that does not say how long it is holds so much room more than it has filled.
+GROWTH_BYTES = 64 * 2**20
+
+# What is told to clients before any run has shown how long one takes.
+GUESSED_RUN_SECONDS = 5.0
+MAX_RETRY_AFTER_SECONDS = 3600
+REMEMBERED_RUNS = 50
+
+
+@dataclass(slots=True)
+class Place:
+    """What one request holds of the scratch disk, in bytes."""
+
+    reserved: int
+    received: int = 0
+
+    @property
+    def outstanding(self) -> int:
+        """What is promised to it and not on the disk yet."""
+        return max(self.reserved - self.received, 0)
+
+
+class Admission:
+    """Counts the requests that are let in and the runs that are under way."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        max_queued: int,
+        run_memory_bytes: int,
+        free_bytes: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._max_queued = max_queued
+        self._run_memory_bytes = run_memory_bytes
+        self._free_bytes = free_bytes
+        self._clock = clock
+        self._places: list[Place] = []
+        self._number = 0
+        self._waiting: dict[int, tuple[Turn, asyncio.Future[None]]] = {}
+        self._running: dict[int, Turn] = {}
+        self._seconds: deque[float] = deque(maxlen=REMEMBERED_RUNS)
+        self._is_stopping = False
+        self._end = asyncio.Event()
+
+    @property
+    def admitted(self) -> int:
+        """How many requests are let in: receiving, waiting or running."""
+        return len(self._places)
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for their turn."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many runs are under way."""
+        return len(self._running)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._places and not self._waiting and not self._running
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+    def stop(self) -> None:
+        """Let nobody in any more."""
+        self._is_stopping = True
+
+    def end(self) -> None:
+        """Give up what has not ended yet."""
+        self._is_stopping = True
+        self._end.set()
+
+    async def given_up(self) -> NoReturn:
+        """Wait until all is given up.
+
+        Raises:
+            ServiceError: then, always.
+        """
+        await self._end.wait()
+        raise _stopping("The service stopped before this was done; send the request again.")
+
+    @contextlib.contextmanager
+    def place(self, declared_bytes: int | None) -> Iterator[Place]:
+        """Let a request in that declares a body of this size, or None where it does not say.
+
+        Raises:
+            ServiceError: the service stops, is full, or has no room for a body of this size.
+        """
+        if self._is_stopping:
+            raise _stopping(
+                "The service is stopping and takes nothing more; send the request again."
+            )
+        self._refuse_too_many()
+        place = Place(0)
+        self._reserve(place, declared_bytes or 0)
+        self._places.append(place)
+        try:
+            yield place
+        finally:
+            self._places.remove(place)
+
+    def receive(self, place: Place, received: int) -> None:
+        """Note how much of a body has come in.
+
+        Raises:
+            ServiceError: it is more than was declared, and there is no room for more.
+        """
+        place.received = received
+        if received > place.reserved:
+            self._reserve(place, received + GROWTH_BYTES)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, size: int) -> AsyncIterator[None]:
+        """Wait until a run over a file of this size may begin, and keep its place until it has ended."""
+        self._number += 1
+        memory_bytes = expected_memory_bytes(
+            size, limits=self._limits, run_memory_bytes=self._run_memory_bytes
+        )
+        turn = Turn(self._number, size, memory_bytes)
+        called = asyncio.get_running_loop().create_future()
+        self._waiting[turn.number] = turn, called
+        self._call()
+        try:
+            await called
+            begun = self._clock()
+            yield
+            self._seconds.append(self._clock() - begun)
+        finally:
+            self._waiting.pop(turn.number, None)
+            self._running.pop(turn.number, None)
+            self._call()
+
+    def retry_after(self) -> int:
+        """Return in how many seconds those who wait now will have had their turn, as far as one can say."""
+        seconds = sum(self._seconds) / len(self._seconds) if self._seconds else GUESSED_RUN_SECONDS
+        ahead = max(self.admitted, self.running + self.waiting)
+        return max(1, min(math.ceil(seconds * ahead / self._limits.runs), MAX_RETRY_AFTER_SECONDS))
+
+    def _call(self) -> None:
+        """Begin every run whose turn it is."""
+        while turn := next_turn(
+            [turn for turn, _ in self._waiting.values()], self._running.values(), self._limits
+        ):
+            _, called = self._waiting.pop(turn.number)
+            self._running[turn.number] = turn
+            if not called.done():
+                called.set_result(None)
+            for number, (other, future) in self._waiting.items():
+                if number < turn.number:
+                    self._waiting[number] = replace(other, passed=other.passed + 1), future
+
+    def _refuse_too_many(self) -> None:
+        most = self._limits.runs + self._max_queued
+        if self.admitted >= most:
+            message = (
+                f"The service has {self.admitted} requests to see to, and takes no more than that."
+            )
+            raise self._full(message)
+
+    def _reserve(self, place: Place, size: int) -> None:
+        """Promise this much of the disk to a place.
+
+        Raises:
+            ServiceError: there is not so much.
+        """
+        others = [other for other in self._places if other is not place]
+        needed = size - place.received + SPARE_SCRATCH_BYTES
+        free = self._free_bytes()
+        if needed <= free - sum(other.outstanding for other in others):
+            place.reserved = size
+            return
+        if needed <= free + sum(other.received for other in others):
+            message = (
+                f"The scratch disk has no room for {size} bytes until other requests are done."
+            )
+            raise self._full(message)
+        message = f"The scratch disk has no room for {size} bytes."
+        raise ServiceError("no_space", message, retryable=True)
+
+    def _full(self, message: str) -> ServiceError:
+        return ServiceError("queue_full", message, retryable=True, retry_after=self.retry_after())
+
+
+def _stopping(message: str) -> ServiceError:
+    return ServiceError("stopping", message, retryable=True, retry_after=1)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what can still be written to the disk of this folder."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
