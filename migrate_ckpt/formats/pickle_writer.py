@@ -29,7 +29,7 @@ from migrate_ckpt.foreign import (
     ForeignSequence,
 )
 from migrate_ckpt.formats.opcodes import PlainTensor, push, text
-from migrate_ckpt.formats.shadow import MAX_DEPTH
+from migrate_ckpt.formats.shadows import MAX_DEPTH
 from migrate_ckpt.formats.storages import StorageHandle
 
 FRAMES_PER_LEVEL = 12

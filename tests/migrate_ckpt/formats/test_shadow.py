@@ -12,7 +12,8 @@ import pytest
 
 from migrate_ckpt.errors import TooLarge, UnreadableCheckpoint, UnsafePickle
 from migrate_ckpt.formats.keys import MAX_CHOSEN_KEYS, MAX_KEY_WEIGHT, KeyCheck
-from migrate_ckpt.formats.shadow import MAX_DEPTH, check_pickle
+from migrate_ckpt.formats.shadow import check_pickle
+from migrate_ckpt.formats.shadows import MAX_DEPTH
 
 
 def nested(levels: int) -> list[Any]:
