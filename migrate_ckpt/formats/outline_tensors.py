@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from migrate_ckpt.foreign import ForeignGlobal
 from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold
 from migrate_ckpt.formats.storages import QUANTISED, StorageHandle, check_layout, find_storage
+from migrate_ckpt.formats.tensor_matches import Layout
 from migrate_ckpt.outline import TensorOutline
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ class OutlineTensors:
             ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
             ("torch", "Size"): _size,
         }
+
+    def plain_tensor(
+        self, storage_type: ForeignGlobal, key: str, location: str, layout: Layout
+    ) -> Any:
+        handle = self.storage(("storage", storage_type, key, location, layout.numel))
+        return _rebuild(handle, layout.offset, layout.size, layout.stride)
+
+    def start_again(self) -> None:
+        self._handles.clear()
 
     def finish(self) -> None:
         pass

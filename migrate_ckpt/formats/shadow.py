@@ -17,18 +17,23 @@ from migrate_ckpt.formats.shadows import (
     ATOM,
     CALL_BYTES,
     HEAVY,
+    PLAIN_TENSOR,
+    PLAIN_TENSOR_BYTES,
     TUPLE_BYTES,
     Shadows,
     call_of,
     refuse_index,
     tuple_of,
 )
+from migrate_ckpt.formats.tensor_matches import TensorMatches
 
 _u4 = struct.Struct("<I").unpack_from
 
 
-def check_pickle(data: bytes) -> int:
+def check_pickle(data: bytes, tensors: TensorMatches | None = None) -> int:
     """Check the pickle that `data` begins with; gives its length. What comes after it is not looked at.
+
+    The plain tensors in it are taken as a whole by `tensors`, where there is one for this pickle.
 
     Raises:
         UnsafePickle: It does what no pickler writes, or names a key that would be too much to hash.
@@ -36,7 +41,7 @@ def check_pickle(data: bytes) -> int:
         UnreadableCheckpoint: It is cut off, or holds what is no opcode.
     """
     try:
-        return _follow(Shadows(data))
+        return _follow(Shadows(data, tensors))
     except (IndexError, struct.error) as error:
         raise UnreadableCheckpoint(
             "the pickle inside is damaged: it is cut off, or takes from its stack what is not there"
@@ -54,6 +59,8 @@ def _follow(shadows: Shadows) -> int:
     size = len(data)
     position = tuples = calls = memoized = 0
     has_put = False
+    tensors = shadows.tensors
+    fetched = shadows.fetched
     while True:
         code = data[position]
         if code == 0x72:  # LONG_BINPUT
@@ -68,7 +75,15 @@ def _follow(shadows: Shadows) -> int:
             push(ATOM)
             position += atoms[code]
         elif code == 0x68:  # BINGET
-            push(recall(data[position + 1], ATOM))
+            if tensors is not None and data[position + 2] == 0x28 == data[position + 3]:
+                end = tensors.take(position)
+                if end:
+                    push(PLAIN_TENSOR)
+                    position = end
+                    continue
+            index = data[position + 1]
+            fetched.add(index)
+            push(recall(index, ATOM))
             position += 2
         elif code == 0x58:  # BINUNICODE
             push(ATOM)
@@ -113,7 +128,14 @@ def _follow(shadows: Shadows) -> int:
             memoized += 1
             position += 1
         elif code == 0x6A:  # LONG_BINGET
+            if tensors is not None and data[position + 5] == 0x28 == data[position + 6]:
+                end = tensors.take(position)
+                if end:
+                    push(PLAIN_TENSOR)
+                    position = end
+                    continue
             (index,) = _u4(data, position + 1)
+            fetched.add(index)
             push(recall(index, ATOM))
             position += 5
         elif code == 0x85:  # TUPLE1
@@ -128,5 +150,8 @@ def _follow(shadows: Shadows) -> int:
     if memoized and (has_put or shadows.has_put):
         raise UnsafePickle("the pickle counts its memo in two ways at once")
     shadows.object_bytes += tuples * TUPLE_BYTES + calls * CALL_BYTES
+    if tensors is not None:
+        tensors.is_usable = tensors.is_usable and not memoized
+        shadows.object_bytes += len(tensors) * PLAIN_TENSOR_BYTES
     shadows.check_sums()
     return position + 1

@@ -75,6 +75,8 @@ def _frame(shadows: Shadows, position: int) -> int:
     (length,) = _u8(shadows.data, position)
     if length > len(shadows.data) - position - 8:
         raise IndexError
+    if shadows.tensors is not None:
+        shadows.tensors.is_usable = False
     return position + 8
 
 
@@ -180,7 +182,9 @@ def _stack_global(shadows: Shadows, position: int) -> int:
 
 def _get(shadows: Shadows, position: int) -> int:
     end = _line_end(shadows.data, position)
-    shadows.stack.append(shadows.memo.get(_index(shadows, position, end), ATOM))
+    index = _index(shadows, position, end)
+    shadows.fetched.add(index)
+    shadows.stack.append(shadows.memo.get(index, ATOM))
     return end
 
 

@@ -21,6 +21,7 @@ from migrate_ckpt.formats.keys import (
     refuse_heavy,
     refuse_many_chosen,
 )
+from migrate_ckpt.formats.tensor_matches import TensorMatches
 
 MAX_DEPTH = 400
 MAX_COLLIDING_INTS = 100
@@ -41,6 +42,10 @@ TOO_DEEP = (MAX_DEPTH + 1) << LEVEL_BITS
 # Bytes in memory on a 64-bit machine, roughly.
 SET_BYTES, DICT_BYTES, LIST_BYTES, TUPLE_BYTES, CALL_BYTES = 216, 64, 56, 56, 320
 
+# Of the opcodes of a whole plain tensor: a call, with a tuple, with another call in it. And four tuples in all.
+PLAIN_TENSOR = 3 << LEVEL_BITS | ATOM
+PLAIN_TENSOR_BYTES = 2 * CALL_BYTES + 4 * TUPLE_BYTES
+
 
 class Shadows:
     """The unpickler's stack, marks and memo, with shadows in place of objects."""
@@ -48,16 +53,20 @@ class Shadows:
     __slots__ = (
         "chosen_keys",
         "data",
+        "fetched",
         "has_put",
         "marks",
         "memo",
         "object_bytes",
         "stack",
+        "tensors",
         "wide_ints",
     )
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, tensors: TensorMatches | None = None) -> None:
         self.data = data
+        self.tensors = tensors
+        self.fetched: set[int] = tensors.fetched if tensors is not None else set()
         self.stack: list[int] = []
         self.marks: list[int] = []
         # An atom is not noted in it: what is not here is an atom, or the unpickler itself will refuse it.

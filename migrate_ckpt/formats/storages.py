@@ -98,7 +98,18 @@ def find_storage(
     Raises:
         UnreadableCheckpoint: Its record is missing or of another size.
     """
-    storage_type, key, location, numel = check_persistent_id(pid)
+    return handle_of(*check_persistent_id(pid), container, handles)
+
+
+def handle_of(
+    storage_type: ForeignGlobal,
+    key: str,
+    location: str,
+    numel: int,
+    container: Container,
+    handles: dict[tuple[str, str], StorageHandle],
+) -> StorageHandle:
+    """The same for the checked parts of a persistent id."""
     entry = container.storages.get(key)
     if entry is None:
         raise UnreadableCheckpoint(

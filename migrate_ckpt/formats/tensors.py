@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from migrate_ckpt.errors import UnsafePickle
+from migrate_ckpt.foreign import ForeignGlobal
 from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold
-from migrate_ckpt.formats.storages import QUANTISED, StorageHandle, check_layout, find_storage
+from migrate_ckpt.formats.storages import (
+    QUANTISED,
+    STORAGE_TYPES,
+    StorageHandle,
+    check_layout,
+    find_storage,
+    handle_of,
+)
+from migrate_ckpt.formats.tensor_matches import Layout
 
 if TYPE_CHECKING:
     from migrate_ckpt.formats.container import Container
@@ -25,6 +34,9 @@ HANDLE = "_migrate_ckpt_handle"
 
 _DTYPES = {
     f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+}
+_DTYPES_BY_NAME = {
+    name: getattr(torch, name) for name, _ in STORAGE_TYPES.values() if name not in QUANTISED
 }
 
 
@@ -50,6 +62,8 @@ class MappedTensors:
         self._storages: dict[str, torch.UntypedStorage] = {}
         self._guarded: list[torch.Tensor] = []
         self._hooks: list[OrderedDict[Any, Any]] = []
+        self._checked_layouts: set[Layout] = set()
+        self._storage_types: set[ForeignGlobal] = set()
 
     def storage(self, pid: object) -> StorageHandle:
         return find_storage(pid, self._container, self._handles)
@@ -66,6 +80,32 @@ class MappedTensors:
             ("torch", "Size"): _size,
             ("torch", "device"): _device,
         }
+
+    def plain_tensor(
+        self, storage_type: ForeignGlobal, key: str, location: str, layout: Layout
+    ) -> Any:
+        handle = self._handle(storage_type, key, location, layout.numel)
+        if handle.dtype_name in QUANTISED:
+            return NOT_FOLDED
+        if layout not in self._checked_layouts:
+            check_layout(layout.numel, layout.offset, layout.size, layout.stride)
+            self._checked_layouts.add(layout)
+        dtype = _DTYPES_BY_NAME[handle.dtype_name]
+        if layout.is_whole and handle.key not in self._storages and layout.numel:
+            tensor = self._mapped(handle, dtype, layout.numel)
+            self._keep_storage(handle, tensor.untyped_storage())
+        else:
+            tensor = torch.empty(0, dtype=dtype)
+            tensor.set_(self._real_storage(handle), layout.offset, layout.size, layout.stride)
+        if layout.requires_grad:
+            tensor.requires_grad_()
+        return self._guard(tensor, _GuardedTensor)
+
+    def start_again(self) -> None:
+        self._handles.clear()
+        self._storages.clear()
+        self._guarded.clear()
+        self._hooks.clear()
 
     def finish(self) -> None:
         if any(self._hooks):
@@ -131,22 +171,32 @@ class MappedTensors:
         self._guarded.append(tensor)
         return tensor
 
+    def _handle(
+        self, storage_type: ForeignGlobal, key: str, location: str, numel: int
+    ) -> StorageHandle:
+        if storage_type in self._storage_types:
+            return handle_of(storage_type, key, location, numel, self._container, self._handles)
+        handle = self.storage(("storage", storage_type, key, location, numel))
+        self._storage_types.add(storage_type)
+        return handle
+
     def _real_storage(self, handle: StorageHandle) -> torch.UntypedStorage:
         storage = self._storages.get(handle.key)
         if storage is None:
-            entry = self._container.storages[handle.key]
             storage = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
-            if entry.size:
-                tensor = torch.frombuffer(
-                    self._container.mapped,
-                    dtype=torch.uint8,
-                    count=entry.size,
-                    offset=entry.data_offset,
-                )
-                storage = tensor.untyped_storage()
-            setattr(storage, HANDLE, handle)
-            self._storages[handle.key] = storage
+            if size := self._container.storages[handle.key].size:
+                storage = self._mapped(handle, torch.uint8, size).untyped_storage()
+            self._keep_storage(handle, storage)
         return storage
+
+    def _mapped(self, handle: StorageHandle, dtype: torch.dtype, count: int) -> torch.Tensor:
+        """A tensor in one dimension over all of the storage's bytes."""
+        offset = self._container.storages[handle.key].data_offset
+        return torch.frombuffer(self._container.mapped, dtype=dtype, count=count, offset=offset)
+
+    def _keep_storage(self, handle: StorageHandle, storage: torch.UntypedStorage) -> None:
+        setattr(storage, HANDLE, handle)
+        self._storages[handle.key] = storage
 
 
 def _size(*args: Any) -> Any:
