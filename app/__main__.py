@@ -6,7 +6,6 @@ import argparse
 import copy
 import ipaddress
 import os
-import signal
 import sys
 from typing import Any
 
@@ -15,10 +14,8 @@ import uvicorn.config
 
 from app.access import SCOPES, InvalidTokens, new_token
 from app.main import create_app
+from app.server import Server
 from app.settings import PREFIX, Settings, SettingsError, read_settings
-
-# What runs in flight get when the service is told to stop.
-GRACE_SECONDS = 30
 
 
 def main() -> int:
@@ -98,16 +95,12 @@ def serve() -> None:
     settings = read_settings()
     host, port = read_address()
     refuse_open_address(host, settings)
-    # The server raises the signal that stopped it once more: being told to stop is no failure.
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))
-    uvicorn.run(
-        create_app(settings),
-        host=host,
-        port=port,
-        log_config=_log_config(),
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        server_header=False,
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_config=_log_config(), server_header=False
     )
+    grace_seconds = settings.shutdown_grace_seconds
+    Server(config, admission=app.state.admission, grace_seconds=grace_seconds).run()
 
 
 def _is_loopback(host: str) -> bool:

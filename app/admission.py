@@ -67,7 +67,7 @@ class Admission:
         self._waiting: dict[int, tuple[Turn, asyncio.Future[None]]] = {}
         self._running: dict[int, Turn] = {}
         self._seconds: deque[float] = deque(maxlen=REMEMBERED_RUNS)
-        self._is_stopping = False
+        self.is_stopping = False
         self._end = asyncio.Event()
 
     @property
@@ -89,17 +89,13 @@ class Admission:
     def is_idle(self) -> bool:
         return not self._places and not self._waiting and not self._running
 
-    @property
-    def is_stopping(self) -> bool:
-        return self._is_stopping
-
     def stop(self) -> None:
         """Let nobody in any more."""
-        self._is_stopping = True
+        self.is_stopping = True
 
     def end(self) -> None:
         """Give up what has not ended yet."""
-        self._is_stopping = True
+        self.is_stopping = True
         self._end.set()
 
     async def given_up(self) -> NoReturn:
@@ -118,7 +114,7 @@ class Admission:
         Raises:
             ServiceError: the service stops, is full, or has no room for a body of this size.
         """
-        if self._is_stopping:
+        if self.is_stopping:
             raise _stopping(
                 "The service is stopping and takes nothing more; send the request again."
             )

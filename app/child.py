@@ -128,6 +128,7 @@ def _source(request: RunRequest) -> Path:
 def _set(request: RunRequest) -> MigrationSet:
     found = read_set(request.migrations_folder, request.set_name)
     if found.digest != request.set_digest:
-        message = "The migrations changed while the upload came in; send it again."
+        # A run before this one has written into the copy that they share.
+        message = "The migrations are not those that the run was begun with; send it again."
         raise _Failure("migrations_changed", message, retryable=True)
     return found

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,10 +17,12 @@ from app import errors
 from app.access import Access, AccessMiddleware
 from app.admission import Admission, free_bytes
 from app.early_answers import EarlyAnswerMiddleware
+from app.instance import instance_folder
 from app.request_ids import RequestIdMiddleware
 from app.routes import health, inspect, migrate, migrations, plan
 from app.sandbox import Sandbox
 from app.security_headers import SecurityHeadersMiddleware
+from app.sets import MigrationSets
 from app.settings import Settings, read_settings
 from app.turns import Limits
 from app.watching import watching
@@ -76,24 +75,23 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    # A folder that cannot be used is found out now, and not by the first client.
-    sets = await asyncio.to_thread(migrate_ckpt.read_sets, settings.migrations_folder)
-    count = sum(len(migration_set.files) for migration_set in sets.values())
-    logger.info("%d migrations in %d sets in %s", count, len(sets), settings.migrations_folder)
-    scratch_root = Path(tempfile.mkdtemp(prefix="migrate-ckpt-", dir=settings.scratch_folder))
-    sandbox = Sandbox(
-        timeout_seconds=settings.run_timeout_seconds,
-        memory_bytes=settings.run_memory_bytes,
-    )
-    app.state.scratch_root = scratch_root
-    app.state.sandbox = sandbox
-    try:
-        await sandbox.start()
-        async with watching(app.state.access.reload):
-            yield
-    finally:
-        await sandbox.stop()
-        await asyncio.to_thread(shutil.rmtree, scratch_root, ignore_errors=True)
+    with instance_folder(settings.scratch_folder) as scratch_root:
+        # A folder that cannot be used is found out now, and not by the first client.
+        sets = await asyncio.to_thread(MigrationSets, settings.migrations_folder, scratch_root)
+        logger.info("%s in %s", sets.current, settings.migrations_folder)
+        sandbox = Sandbox(
+            timeout_seconds=settings.run_timeout_seconds,
+            memory_bytes=settings.run_memory_bytes,
+        )
+        app.state.scratch_root = scratch_root
+        app.state.sets = sets
+        app.state.sandbox = sandbox
+        try:
+            await sandbox.start()
+            async with watching(app.state.access.reload, sets.reload):
+                yield
+        finally:
+            await sandbox.stop()
 
 
 def __getattr__(name: str) -> Any:

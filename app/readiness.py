@@ -1,4 +1,4 @@
-"""What must be so for this service to take a checkpoint: each point is checked by trying it."""
+"""What must be so for this service to take a checkpoint, and what an operator should know beside it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,45 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from starlette.datastructures import State
+
+from app.access import Access
+from app.admission import SPARE_SCRATCH_BYTES, Admission, free_bytes
 from app.errors import ServiceError
 from app.sandbox import Sandbox
-from migrate_ckpt import FolderError, read_sets
+from app.sets import MigrationSets
 
 OK = "ok"
 
+# Without these no checkpoint can be taken. The others say that something waits for its operator.
+NEEDED = ("admission", "sandbox", "scratch")
 
-async def check(*, migrations_folder: Path, scratch_root: Path, sandbox: Sandbox) -> dict[str, str]:
+
+async def check(state: State) -> dict[str, str]:
     """Return for each point "ok", or what is wrong."""
     return {
-        "migrations": await asyncio.to_thread(_check_migrations, migrations_folder),
-        "sandbox": await _check_sandbox(sandbox),
-        "scratch": await asyncio.to_thread(_check_scratch, scratch_root),
+        "access": _access(state.access),
+        "admission": _admission(state.admission),
+        "migrations": _migrations(state.sets),
+        "sandbox": await _sandbox(state.sandbox),
+        "scratch": await asyncio.to_thread(_scratch, state.scratch_root),
     }
 
 
-def _check_migrations(folder: Path) -> str:
-    try:
-        read_sets(folder)
-    except FolderError as error:
-        return str(error)
-    return OK
+def _access(access: Access) -> str:
+    return access.problem or OK
 
 
-async def _check_sandbox(sandbox: Sandbox) -> str:
+def _admission(admission: Admission) -> str:
+    # A full queue is no reason to be sent nothing: the answer to that is a 503 that says when to come again.
+    return "The service is stopping." if admission.is_stopping else OK
+
+
+def _migrations(sets: MigrationSets) -> str:
+    return sets.problem or OK
+
+
+async def _sandbox(sandbox: Sandbox) -> str:
     # Where it has died it is started again: to a service that is not ready no run would be sent.
     try:
         await sandbox.start()
@@ -39,10 +53,13 @@ async def _check_sandbox(sandbox: Sandbox) -> str:
     return OK
 
 
-def _check_scratch(folder: Path) -> str:
+def _scratch(folder: Path) -> str:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
+            file.flush()
     except OSError as error:
         return f"The scratch folder cannot be written to: {error.strerror}."
+    if free_bytes(folder) < SPARE_SCRATCH_BYTES:
+        return "The scratch disk is full."
     return OK

@@ -20,9 +20,9 @@ from app.parameters import RunParameters, read_parameters, refuse_unknown
 from app.run_request import OUTCOME_NAME, RunRequest
 from app.sandbox import Sandbox
 from app.scratch import Scratch
+from app.sets import LoadedSets, MigrationSets
 from app.settings import Settings
 from app.uploads import Upload, declared_bytes, receive
-from migrate_ckpt import MigrationSet, read_set
 
 T = TypeVar("T")
 
@@ -50,18 +50,19 @@ async def run_upload(
 
     Raises:
         ServiceError: the request is refused, or the run failed.
-        MigrateCkptError: the folder of migrations has no such set, or cannot be read.
+        UnknownSet: there is no such set of migrations.
         ClientDisconnect: the client has gone, and the run with it.
     """
     settings: Settings = request.app.state.settings
+    admission: Admission = request.app.state.admission
+    sets: MigrationSets = request.app.state.sets
     refuse_unknown(request.query_params.keys(), parameters)
     query = request.query_params.multi_items()
     if action != "inspect":
         # What can be refused before the body is read, is.
-        await _find_set(settings, read_parameters(query))
+        sets.current.find(read_parameters(query).set)
     declared = declared_bytes(request, max_bytes=settings.max_upload_bytes)
-    admission: Admission = request.app.state.admission
-    with admission.place(declared) as place:
+    with admission.place(declared) as place, sets.hold() as held:
         receiving = receive(
             request,
             scratch,
@@ -73,7 +74,7 @@ async def run_upload(
         asked = read_parameters([*query, *upload.fields])
         order = RunRequest(action, str(scratch.folder))
         if action != "inspect":
-            order = await _with_migrations(order, asked, upload, settings)
+            order = _with_migrations(order, asked, upload, held, settings)
         running = _run_in_turn(request, order, upload.size)
         await _unless(running, _client_gone(request), admission.given_up())
         return Done(upload, await scratch.do(_read_result, scratch))
@@ -85,16 +86,16 @@ async def _run_in_turn(request: Request, order: RunRequest, size: int) -> None:
         await sandbox.run(order, label=request.state.request_id)
 
 
-async def _with_migrations(
-    order: RunRequest, asked: RunParameters, upload: Upload, settings: Settings
+def _with_migrations(
+    order: RunRequest, asked: RunParameters, upload: Upload, held: LoadedSets, settings: Settings
 ) -> RunRequest:
-    migration_set = await _find_set(settings, asked)
+    set_digest = held.find(asked.set).digest
     policy = asked.policy or settings.policy
     return replace(
         order,
-        migrations_folder=str(settings.migrations_folder),
+        migrations_folder=str(held.folder),
         set_name=asked.set,
-        set_digest=migration_set.digest,
+        set_digest=set_digest,
         to=asked.to,
         policy=policy,
         allow_unknown_history=asked.allow_unknown_history,
@@ -103,7 +104,7 @@ async def _with_migrations(
         fingerprint=fingerprint(
             input_digest=upload.digest,
             set_name=asked.set,
-            set_digest=migration_set.digest,
+            set_digest=set_digest,
             to=asked.to,
             policy=policy,
             allow_unknown_history=asked.allow_unknown_history,
@@ -111,10 +112,6 @@ async def _with_migrations(
             versions=installed_versions(),
         ),
     )
-
-
-async def _find_set(settings: Settings, asked: RunParameters) -> MigrationSet:
-    return await asyncio.to_thread(read_set, settings.migrations_folder, asked.set)
 
 
 async def _unless(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, NoReturn]) -> T:

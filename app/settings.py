@@ -84,6 +84,12 @@ class Settings(BaseSettings):
         gt=0,
         description="What all runs at once may be expected to hold; further ones wait.",
     )
+    shutdown_grace_seconds: float = Field(
+        30,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long what is under way may go on when the service is told to stop.",
+    )
     policy: Literal["skip-missed", "strict", "run-missed"] = Field(
         "skip-missed", description="What becomes of missed migrations where a request does not say."
     )

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from app.errors import ServiceError
 from app.fingerprint import installed_versions
 from app.openapi import PROBLEMS
-from app.readiness import OK, check
-from migrate_ckpt import read_sets
+from app.readiness import NEEDED, OK, check
+from app.sets import MigrationSets
 
 router = APIRouter()
 
@@ -27,20 +27,14 @@ async def livez() -> dict[str, str]:
     summary="Say whether checkpoints are taken; with ?verbose, each point that was checked",
 )
 async def readyz(request: Request, verbose: str | None = None) -> dict[str, Any]:
-    state = request.app.state
-    checks = await check(
-        migrations_folder=state.settings.migrations_folder,
-        scratch_root=state.scratch_root,
-        sandbox=state.sandbox,
-    )
-    wrong = {name: what for name, what in checks.items() if what != OK}
+    checks = await check(request.app.state)
+    wrong = [what for name, what in checks.items() if what != OK and name in NEEDED]
     if wrong:
-        raise ServiceError("not_ready", " ".join(wrong.values()), retryable=True, checks=checks)
+        raise ServiceError("not_ready", " ".join(wrong), retryable=True, checks=checks)
     return {"status": "ready"} if verbose is None else {"status": "ready", "checks": checks}
 
 
 @router.get("/version", responses=PROBLEMS, summary="Say what is running")
-def version(request: Request) -> dict[str, Any]:
-    sets = read_sets(request.app.state.settings.migrations_folder)
-    digests = {name: migration_set.digest for name, migration_set in sets.items()}
-    return {**asdict(installed_versions()), "sets": digests}
+async def version(request: Request) -> dict[str, Any]:
+    sets: MigrationSets = request.app.state.sets
+    return {**asdict(installed_versions()), "sets": sets.current.digests()}

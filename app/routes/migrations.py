@@ -7,20 +7,22 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.openapi import PROBLEMS
-from migrate_ckpt import MigrationSet, read_set, read_sets
+from app.sets import MigrationSets
+from migrate_ckpt import MigrationSet
 
 router = APIRouter(prefix="/migrations")
 
 
 @router.get("", responses=PROBLEMS, summary="List the sets of migrations")
-def list_sets(request: Request) -> dict[str, list[dict[str, Any]]]:
-    sets = read_sets(request.app.state.settings.migrations_folder)
-    return {"sets": [_describe(migration_set) for migration_set in sets.values()]}
+async def list_sets(request: Request) -> dict[str, list[dict[str, Any]]]:
+    sets: MigrationSets = request.app.state.sets
+    return {"sets": [_describe(migration_set) for migration_set in sets.current.sets.values()]}
 
 
 @router.get("/{name}", responses=PROBLEMS, summary="List one set of migrations")
-def show_set(request: Request, name: str) -> dict[str, Any]:
-    return _describe(read_set(request.app.state.settings.migrations_folder, name))
+async def show_set(request: Request, name: str) -> dict[str, Any]:
+    sets: MigrationSets = request.app.state.sets
+    return _describe(sets.current.find(name))
 
 
 def _describe(migration_set: MigrationSet) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Service:
 
     def scratch_folders(self) -> list[str]:
         """The folders of requests that are not over."""
-        return [path.name for path in self.scratch.glob("migrate-ckpt-*/*")]
+        return [path.name for path in self.scratch.glob("migrate-ckpt-*/run-*")]
 
     def fork_server(self) -> int:
         (pid,) = children(self.pid)

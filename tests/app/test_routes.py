@@ -205,37 +205,55 @@ def test_version_names_what_a_result_depends_on(client: Client) -> None:
     assert set(version["sets"]) == {"default", "vision"}
 
 
-def test_folder_is_read_anew_for_each_request(client: Client, migrations: Path) -> None:
-    before = client.get("/version").json()["sets"]["vision"]
-    added = migrations / "vision" / "0002_more.py"
-    added.write_text("def handle(ckpt):\n    return ckpt\n")
-
-    after = client.get("/version").json()["sets"]["vision"]
-
-    added.unlink()
-    assert after != before
-
-
 def test_service_is_ready_and_says_what_it_checked(client: Client) -> None:
     assert client.get("/livez").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
     checks = client.get("/readyz?verbose").json()["checks"]
-    assert checks == {"migrations": "ok", "sandbox": "ok", "scratch": "ok"}
+    assert set(checks) == {"access", "admission", "migrations", "sandbox", "scratch"}
+    assert set(checks.values()) == {"ok"}
 
 
-def test_broken_folder_makes_the_service_unready_but_alive(
+def test_changed_folder_is_taken_up_and_a_broken_one_is_not(
     client: Client, migrations: Path
 ) -> None:
-    broken = migrations / "0003_broken.py"
-    broken.write_text("def handle(ckpt:\n")
+    def digest() -> str:
+        # The folder has to look the same twice.
+        client.app.state.sets.reload()
+        client.app.state.sets.reload()
+        value: str = client.get("/version").json()["sets"]["vision"]
+        return value
+
+    before = digest()
+    added = migrations / "vision" / "0002_more.py"
+    added.write_text("def handle(ckpt):\n    return ckpt\n")
+    after = digest()
+    added.write_text("def handle(ckpt:\n")
+    still = digest()
+    ready = client.get("/readyz?verbose")
+    added.unlink()
+
+    assert after != before
+    assert still == after
+    assert digest() == before
+    assert ready.status_code == 200
+    assert "0002_more" in ready.json()["checks"]["migrations"]
+    assert "still served" in ready.json()["checks"]["migrations"]
+    assert client.get("/readyz?verbose").json()["checks"]["migrations"] == "ok"
+
+
+def test_service_that_stops_is_unready_but_alive(client: Client) -> None:
+    client.app.state.admission.stop()
 
     ready, alive = client.get("/readyz"), client.get("/livez")
+    refused = client.post("/migrate", content=b"x")
 
-    broken.unlink()
+    client.app.state.admission.is_stopping = False
     assert (ready.status_code, ready.json()["error_type"]) == (503, "not_ready")
-    assert "0003_broken" in ready.json()["checks"]["migrations"]
+    assert ready.json()["checks"]["admission"] == "The service is stopping."
     assert ready.json()["retryable"] is True
     assert alive.status_code == 200
+    assert (refused.status_code, refused.json()["error_type"]) == (503, "stopping")
+    assert refused.headers["retry-after"] == "1"
 
 
 def test_slash_too_many_is_not_found_rather_than_sent_elsewhere(client: Client) -> None:
