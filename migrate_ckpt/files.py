@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrate_ckpt.errors import TargetExists
+from migrate_ckpt.errors import HistoryError, TargetExists, UnreadableCheckpoint
 from migrate_ckpt.file_run import (
     Run,
     RunKeywords,
@@ -21,7 +21,7 @@ from migrate_ckpt.file_run import (
     read_tensors,
     start_run,
 )
-from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, read_set
+from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, as_set
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.conversion import lay_out_as
 from migrate_ckpt.formats.outline_tensors import OutlineTensors
@@ -84,6 +84,28 @@ def plan_file(
         return plan_contents(contents, migrations, RunOptions(**options))
 
 
+def is_migrated(
+    path: str | os.PathLike[str],
+    migrations: MigrationSet,
+    **options: Unpack[RunKeywords],
+) -> bool:
+    """Whether a file is a checkpoint in the format asked for, and a set has nothing to do in it. Loads no torch.
+
+    Raises:
+        OSError: The file cannot be opened.
+        UnknownMigration: As `make_plan` says.
+    """
+    asked = RunOptions(**options)
+    with FileSource(path) as source:
+        try:
+            container = open_container(source)
+            contents = container.read(OutlineTensors(container))
+            plan = plan_contents(contents, migrations, asked)
+        except (UnreadableCheckpoint, HistoryError):
+            return False
+    return not plan.has_work and asked.format in (None, container.format)
+
+
 def run_file(
     path: str | os.PathLike[str],
     migrations: MigrationSet,
@@ -106,7 +128,7 @@ def migrate_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | MigrationSet,
     set_name: str = DEFAULT_SET,
     force: bool = False,
     on_step: OnStep | None = None,
@@ -122,7 +144,7 @@ def migrate_file(
         And what `run_file` raises. Then there is no target, and the source is as it was.
     """
     path = _check_target(source, target, force=force)
-    migrations = read_set(folder, set_name)
+    migrations = as_set(folder, set_name)
     # While one thread compares checksums, this one writes the target.
     with _start(source, migrations, on_step, options, threads=1) as run:
         if run.report.target != run.report.source or not _is_same_file(source, path):
@@ -134,7 +156,7 @@ def stamp_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | MigrationSet,
     set_name: str = DEFAULT_SET,
     force: bool = False,
 ) -> tuple[str, ...]:

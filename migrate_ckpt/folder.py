@@ -105,6 +105,11 @@ def read_set(path: str | PathLike[str], name: str = DEFAULT_SET) -> MigrationSet
     return sets[name]
 
 
+def as_set(folder: str | PathLike[str] | MigrationSet, name: str = DEFAULT_SET) -> MigrationSet:
+    """Return a set that was read already as it is, and read one of a folder's otherwise."""
+    return folder if isinstance(folder, MigrationSet) else read_set(folder, name)
+
+
 def new_migration(path: str | PathLike[str], name: str) -> Path:
     """Write the file of a new migration that comes last in the folder's order; return its path.
 

@@ -106,8 +106,12 @@ def _text(value: object) -> str:
         return f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
     if type(value) in (str, bytes, bytearray):
         value = value[:MAX_TEXT_LENGTH]  # type: ignore[index]
-    text = value if type(value) is str else repr(value)
-    shown = "".join(
+    shown = printable(value if type(value) is str else repr(value))
+    return shown if len(shown) <= MAX_TEXT_LENGTH else shown[: MAX_TEXT_LENGTH - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what must not reach a terminal."""
+    return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
-    return shown if len(shown) <= MAX_TEXT_LENGTH else shown[: MAX_TEXT_LENGTH - 3] + "..."

@@ -28,6 +28,25 @@ def open_container(source: FileSource) -> Container:
     raise UnreadableCheckpoint(describe(source))
 
 
+def may_be_checkpoint(source: FileSource) -> bool:
+    """Whether a file is meant as one of the formats read here, even if it is damaged."""
+    start = source.read(0, START_BYTES)
+    if start.startswith(b"PK\3\4"):
+        return _may_be_torch_zip(source, start)
+    return is_torch_legacy(start) or is_safetensors(start)
+
+
+def _may_be_torch_zip(source: FileSource, start: bytes) -> bool:
+    # Torch writes this record first, so that it is seen in a file that ends too early as well.
+    if b"/data.pkl" in start:
+        return True
+    try:
+        TorchZip(source)
+    except UnreadableCheckpoint:
+        return False
+    return True
+
+
 def _open_zip(source: FileSource) -> TorchZip:
     try:
         return TorchZip(source)

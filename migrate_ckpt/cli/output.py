@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from migrate_ckpt.errors import MigrateCkptError, MigrationFailed
 from migrate_ckpt.inspection import Inspection
-from migrate_ckpt.outline import OutlineEntry
+from migrate_ckpt.outline import OutlineEntry, printable
 from migrate_ckpt.plan import Plan, Step
 from migrate_ckpt.report import Report
 
 MAX_OUTLINE_LINES = 200
+
+
+def print_json(data: object) -> None:
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_text(text: str) -> None:
+    print(text)
+
+
+def shown(path: Path) -> str:
+    """A path as it may be printed: a file's name can hold anything."""
+    return printable(str(path))
+
+
+def error_data(error: Exception) -> dict[str, Any]:
+    if isinstance(error, MigrateCkptError):
+        return error.to_dict()
+    return {"error_type": "os_error", "message": str(error), "retryable": False}
 
 
 def describe_plan(source: Path, plan: Plan, *, verbose: bool) -> str:
@@ -20,7 +41,7 @@ def describe_plan(source: Path, plan: Plan, *, verbose: bool) -> str:
         for state in ("applied", "pending", "missed", "unknown", "changed")
     }
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    line = f"{source}: {_counted(len(plan.to_run))} to run ({states or 'the set is empty'})"
+    line = f"{shown(source)}: {_counted(len(plan.to_run))} to run ({states or 'the set is empty'})"
     if not verbose:
         return line
     width = max((len(step.name) for step in plan.steps), default=0)
@@ -29,7 +50,7 @@ def describe_plan(source: Path, plan: Plan, *, verbose: bool) -> str:
 
 def describe_report(source: Path, target: Path, report: Report) -> str:
     """What ran, what did not and why."""
-    where = str(source) if source == target else f"{source} -> {target}"
+    where = shown(source) if source == target else f"{shown(source)} -> {shown(target)}"
     titles = {step.name: step.title for step in report.plan.steps}
     lines = [
         f"{where}: {_counted(len(report.ran))} ran" if report.ran else f"{where}: nothing to run"
@@ -44,7 +65,7 @@ def describe_report(source: Path, target: Path, report: Report) -> str:
 def describe_inspection(source: Path, inspection: Inspection) -> str:
     """Format, history, what it names, and the outline."""
     lines = [
-        f"{source}: {inspection.format}, {inspection.size:,} bytes, pickle protocol {inspection.protocol}"
+        f"{shown(source)}: {inspection.format}, {inspection.size:,} bytes, pickle protocol {inspection.protocol}"
     ]
     if inspection.history_error:
         lines.append(f"history: unusable: {inspection.history_error}")
@@ -68,7 +89,7 @@ def describe_inspection(source: Path, inspection: Inspection) -> str:
 def describe_error(error: Exception, source: Path | None = None) -> str:
     """What failed, why, and what to do; for a failed migration also what it stood on."""
     kind = error.error_type if isinstance(error, MigrateCkptError) else "error"
-    where = f"{source}: " if source else ""
+    where = f"{shown(source)}: " if source else ""
     lines = [f"migrate-ckpt: {where}{kind}: {error}"]
     if isinstance(error, MigrationFailed) and error.report.ran:
         lines.append(f"  before it ran: {', '.join(error.report.ran)}; nothing was written")

@@ -1,0 +1,139 @@
+"""One command on many files: each is tried, what came of it is said, and at the end all of it is counted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from migrate_ckpt.cli.exit_codes import DONE, INTERRUPTED, exit_code_of, refuse_usage
+from migrate_ckpt.cli.output import describe_error, error_data, print_json, print_text
+from migrate_ckpt.cli.progress import Progress, show_progress
+from migrate_ckpt.cli.sources import SourceFile
+from migrate_ckpt.errors import MigrateCkptError
+from migrate_ckpt.formats.pieces import Pieces, replace_file
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one file: a word that is counted, a text for people, data for programs."""
+
+    status: str
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+    code: int = DONE
+
+
+Act = Callable[[SourceFile, Progress], Outcome]
+
+FAILED = "failed"
+
+
+class Batch:
+    """The outcomes so far."""
+
+    def __init__(self, options: Namespace, count: int) -> None:
+        self._options = options
+        self._count = count
+        self._outcomes: list[tuple[Path, Outcome]] = []
+        self._interrupted = False
+
+    def add(self, source: Path, outcome: Outcome) -> None:
+        self._outcomes.append((source, outcome))
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    @property
+    def exit_code(self) -> int:
+        """That of the gravest outcome."""
+        if self._interrupted:
+            return INTERRUPTED
+        return max((outcome.code for _, outcome in self._outcomes), default=DONE)
+
+    @property
+    def summary(self) -> str:
+        counts = self._counts()
+        left = self._count - len(self._outcomes)
+        parts = [f"{count} {status}" for status, count in counts.items()]
+        parts += [f"{left} not done"] if left else []
+        return f"{self._count} files: {', '.join(parts)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "files": [
+                {"source": str(source), "status": outcome.status, **outcome.data}
+                for source, outcome in self._outcomes
+            ],
+            "counts": self._counts(),
+            "not_done": self._count - len(self._outcomes),
+            "interrupted": self._interrupted,
+            "exit_code": self.exit_code,
+        }
+
+    def finish(self) -> int:
+        """Say what was done, and write the report that was asked for."""
+        if self._options.json:
+            print_json(self.to_dict())
+        elif self._count > 1 and not self._interrupted:
+            print(self.summary)
+        if self._interrupted:
+            # With one file there is nothing to say but that.
+            what = f"interrupted; {self.summary}" if self._count > 1 else "interrupted"
+            print(what, file=sys.stderr)
+        if self._options.report is not None:
+            write_json(self._options.report, self.to_dict())
+        return self.exit_code
+
+    def _counts(self) -> dict[str, int]:
+        return dict(Counter(outcome.status for _, outcome in self._outcomes))
+
+
+def act_on_each(options: Namespace, sources: Sequence[SourceFile], act: Act) -> int:
+    """Act on each source and go on after a failure; gives the exit code.
+
+    An interrupt ends it with what has been done until then.
+    """
+    if options.report is not None and not options.report.parent.is_dir():
+        refuse_usage(f"the folder of the report {str(options.report)!r} does not exist")
+    batch = Batch(options, len(sources))
+    try:
+        with show_progress(len(sources)) as progress:
+            for source in sources:
+                progress.begin(source.path)
+                outcome = _try(act, source, progress)
+                batch.add(source.path, outcome)
+                _say(outcome, progress, is_json=options.json)
+                progress.advance()
+    except KeyboardInterrupt:
+        batch.interrupt()
+    return batch.finish()
+
+
+def _try(act: Act, source: SourceFile, progress: Progress) -> Outcome:
+    try:
+        return act(source, progress)
+    except (MigrateCkptError, OSError) as error:
+        text = describe_error(error, source.path)
+        return Outcome(FAILED, text, {"error": error_data(error)}, exit_code_of(error))
+
+
+def _say(outcome: Outcome, progress: Progress, *, is_json: bool) -> None:
+    if outcome.status == FAILED:
+        with progress.paused():
+            print(outcome.text, file=sys.stderr)
+    elif not is_json:
+        with progress.paused():
+            print_text(outcome.text)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write a JSON file, which is there as a whole or not at all."""
+    pieces = Pieces()
+    pieces.add_bytes(json.dumps(data, indent=2, allow_nan=False).encode() + b"\n")
+    replace_file(path, pieces, None)

@@ -1,0 +1,128 @@
+"""What each command does: it asks the library, and says what the answer means."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from migrate_ckpt.cli.batch import Outcome, act_on_each
+from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE
+from migrate_ckpt.cli.output import (
+    describe_inspection,
+    describe_plan,
+    describe_report,
+    print_json,
+    print_text,
+    shown,
+)
+from migrate_ckpt.cli.progress import Progress
+from migrate_ckpt.cli.sources import SourceFile, find_sources
+from migrate_ckpt.cli.targets import find_targets, made_folder
+from migrate_ckpt.files import inspect_file, is_migrated, migrate_file, plan_file, stamp_file
+from migrate_ckpt.folder import new_migration, read_set
+from migrate_ckpt.formats.allowed_globals import read_allowed_globals
+
+
+def run(options: Namespace) -> int:
+    sources = find_sources(options)
+    targets = find_targets(options, sources)
+    migrations = read_set(options.folder, options.set_name)
+    choices = {**_choices(options), "format": options.format}
+
+    def migrate(source: SourceFile, progress: Progress) -> Outcome:
+        target = targets[source.path]
+        data: dict[str, Any] = {"target": str(target)}
+        if _is_done_already(options, source.path, target) and is_migrated(
+            target, migrations, **choices
+        ):
+            return Outcome("already migrated", f"{shown(target)} is migrated already", data)
+        with made_folder(target.parent):
+            report = migrate_file(
+                source.path,
+                target,
+                folder=migrations,
+                force=options.force,
+                on_step=progress.on_step,
+                **choices,
+            )
+        data["report"] = report.to_dict()
+        status = "migrated" if report.plan.has_work else "up to date"
+        return Outcome(status, describe_report(source.path, target, report), data)
+
+    return act_on_each(options, sources, migrate)
+
+
+def plan(options: Namespace) -> int:
+    sources = find_sources(options)
+    migrations = read_set(options.folder, options.set_name)
+    choices = _choices(options)
+
+    def plan_one(source: SourceFile, progress: Progress) -> Outcome:
+        planned = plan_file(source.path, migrations, **choices)
+        text = describe_plan(source.path, planned, verbose=options.verbose)
+        data = {"plan": planned.to_dict()}
+        if planned.has_work:
+            return Outcome("to migrate", text, data, ANSWER_IS_NO)
+        return Outcome("up to date", text, data)
+
+    return act_on_each(options, sources, plan_one)
+
+
+def inspect(options: Namespace) -> int:
+    inspection = inspect_file(options.source)
+    if options.json:
+        print_json(inspection.to_dict())
+    else:
+        print_text(describe_inspection(options.source, inspection))
+    return DONE
+
+
+def stamp(options: Namespace) -> int:
+    sources = find_sources(options)
+    targets = find_targets(options, sources)
+    migrations = read_set(options.folder, options.set_name)
+
+    def stamp_one(source: SourceFile, progress: Progress) -> Outcome:
+        target = targets[source.path]
+        with made_folder(target.parent):
+            names = stamp_file(source.path, target, folder=migrations, force=options.force)
+        text = f"{shown(target)}: {len(names)} migrations in its history, none of them run"
+        return Outcome("stamped", text, {"target": str(target), "history": list(names)})
+
+    return act_on_each(options, sources, stamp_one)
+
+
+def new(options: Namespace) -> int:
+    path = new_migration(options.folder, options.name)
+    if options.json:
+        print_json({"path": str(path)})
+    else:
+        print(path)
+    return DONE
+
+
+def _is_done_already(options: Namespace, source: Path, target: Path) -> bool:
+    """Whether the target may be what an earlier call for the same folder made of the source.
+
+    One that is older than its source is not, whatever its history says.
+    """
+    return (
+        options.output_dir is not None
+        and not options.force
+        and target.exists()
+        and target.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    )
+
+
+def _choices(options: Namespace) -> dict[str, Any]:
+    return {
+        "to": options.to,
+        "policy": options.policy,
+        "allow_unknown_history": options.allow_unknown_history,
+        "allowed_globals": _allowed_globals(options.allowed_globals),
+    }
+
+
+def _allowed_globals(path: Path | None) -> tuple[str, ...] | None:
+    return None if path is None else read_allowed_globals(path.read_text(encoding="utf-8"))
