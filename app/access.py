@@ -42,6 +42,8 @@ ROUTES: Mapping[str, Scope | Literal["open"]] = {
     "GET /livez": "open",
     "GET /readyz": "open",
     "GET /docs": "open",
+    "GET /docs/start.js": "open",
+    "GET /docs/{asset}": "open",
     "GET /openapi.json": "open",
 }
 

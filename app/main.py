@@ -18,8 +18,9 @@ from app.access import Access, AccessMiddleware
 from app.admission import Admission, free_bytes
 from app.early_answers import EarlyAnswerMiddleware
 from app.instance import instance_folder
+from app.openapi import declare_access
 from app.request_ids import RequestIdMiddleware
-from app.routes import health, inspect, migrate, migrations, plan
+from app.routes import docs, health, inspect, migrate, migrations, plan
 from app.sandbox import Sandbox
 from app.security_headers import SecurityHeadersMiddleware
 from app.sets import MigrationSets
@@ -41,8 +42,9 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Brings old PyTorch checkpoints up to date.",
         version=migrate_ckpt.__version__,
         lifespan=_lifespan,
+        # The framework's own page has its scripts from elsewhere.
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     app.state.settings = settings
@@ -67,8 +69,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(EarlyAnswerMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
-    for resource in (migrate, plan, inspect, migrations, health):
+    for resource in (migrate, plan, inspect, migrations, health, docs):
         app.include_router(resource.router)
+    if not app.state.access.is_open:
+        declare_access(app)
     return app
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from fastapi import FastAPI
+
+from app.access import ROUTES
 from app.forms import FILE_PART
 from app.parameters import FORMATS, POLICIES, RUN_PARAMETERS
 
@@ -87,3 +90,26 @@ def _form(parameters: Collection[str]) -> dict[str, Any]:
         "required": [FILE_PART],
         "properties": {FILE_PART: _BYTES, **fields},
     }
+
+
+def declare_access(app: FastAPI) -> None:
+    """Have the interface's description say which operations ask for an access token, and for which scope."""
+    describe = app.openapi
+
+    def describe_with_access() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _add_access(describe())
+        return describe()
+
+    # As FastAPI documents it: what it calls for the description is this attribute.
+    app.openapi = describe_with_access  # type: ignore[method-assign]
+
+
+def _add_access(schema: dict[str, Any]) -> None:
+    schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+    schemes["token"] = {"type": "http", "scheme": "bearer"}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            scope = ROUTES.get(f"{method.upper()} {path}")
+            if scope != "open":
+                operation["security"] = [{"token": [scope] if scope else []}]

@@ -292,6 +292,15 @@ def test_every_answer_tells_a_browser_to_do_nothing_with_it(
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
+def test_description_says_which_operations_need_a_token(client: Client) -> None:
+    schema = client.get("/openapi.json").json()
+
+    assert schema["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert schema["paths"]["/migrate"]["post"]["security"] == [{"token": ["migrate"]}]
+    assert schema["paths"]["/migrations"]["get"]["security"] == [{"token": ["read"]}]
+    assert "security" not in schema["paths"]["/livez"]["get"]
+
+
 def test_pages_of_listed_origins_may_call_and_no_others(client: Client) -> None:
     def preflight(origin: str) -> dict[str, str]:
         asked = {
