@@ -16,6 +16,7 @@ from app.access import SCOPES, InvalidTokens, new_token
 from app.main import create_app
 from app.server import Server
 from app.settings import PREFIX, Settings, SettingsError, read_settings
+from migrate_ckpt import FolderError, read_sets
 
 
 def main() -> int:
@@ -86,6 +87,21 @@ def refuse_open_address(host: str, settings: Settings) -> None:
     )
 
 
+def check_migrations(settings: Settings) -> None:
+    """Refuse a folder that the service could not serve, before anything is started for it.
+
+    Raises:
+        SettingsError: what is wrong in the folder.
+    """
+    try:
+        read_sets(settings.migrations_folder)
+    except FolderError as error:
+        folder = settings.migrations_folder
+        raise SettingsError(
+            f"{PREFIX}MIGRATIONS_FOLDER={folder} cannot be used: {error}"
+        ) from error
+
+
 def serve() -> None:
     """Serve until told to stop.
 
@@ -95,6 +111,7 @@ def serve() -> None:
     settings = read_settings()
     host, port = read_address()
     refuse_open_address(host, settings)
+    check_migrations(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app, host=host, port=port, log_config=_log_config(), server_header=False

@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         description="What all runs at once may be expected to hold; further ones wait.",
     )
     shutdown_grace_seconds: float = Field(
-        30,
+        25,
         ge=0,
         allow_inf_nan=False,
         description="How long what is under way may go on when the service is told to stop.",

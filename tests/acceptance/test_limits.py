@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -204,30 +205,68 @@ def test_client_that_sends_everything_before_it_reads_still_sees_the_refusal(
     assert answer.status_code == 401
 
 
-def test_small_run_does_not_wait_for_large_ones(tmp_path: Path, old: Path) -> None:
-    write_sets(tmp_path / "migrations")
-    large = tmp_path / "large.ckpt"
-    torch.save({"state_dict": {"model.w": torch.zeros(2**28)}}, large)
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with two runs at once, and a limit that no disk has room for."""
+    folder = tmp_path_factory.mktemp("wide")
+    write_sets(folder / "migrations")
     with running_service(
-        tmp_path,
+        folder,
         MIGRATE_CKPT_MAX_CONCURRENT_RUNS="2",
+        MIGRATE_CKPT_MAX_UPLOAD_BYTES="1EiB",
         MIGRATE_CKPT_MEMORY_BUDGET_BYTES="16GiB",
     ) as service:
-        large_ones = [Connection(service) for _ in range(2)]
-        for connection in large_ones:
-            connection.send_head("/migrate?set=sleeps", Content_Length=large.stat().st_size)
-            with large.open("rb") as file:
-                connection.socket.sendfile(file)
-        assert eventually(service.runs, seconds=30)
-        time.sleep(0.5)
-        assert len(service.runs()) == 1
+        yield service
 
-        answer = httpx.post(f"{service.url}/migrate", content=old.read_bytes(), timeout=20)
 
-        assert answer.status_code == 200
-        for connection in large_ones:
-            connection.socket.close()
-        assert eventually(lambda: not service.scratch_folders())
+def test_body_that_the_disk_has_no_room_for_is_not_asked_for(wide: Service) -> None:
+    with Connection(wide) as connection:
+        connection.send_head("/migrate", Content_Length=2**59, Expect="100-continue")
+
+        answer = connection.read_all()
+
+    assert b"100 Continue" not in answer
+    status, headers, problem = parse(answer)
+    assert (status, problem["error_type"], problem["retryable"]) == (507, "no_space", True)
+    assert headers["connection"] == "close"
+
+
+def test_room_that_others_hold_is_said_to_come_again(wide: Service) -> None:
+    disk = os.statvfs(wide.scratch)
+    most = disk.f_bavail * disk.f_frsize * 2 // 3
+    with Connection(wide) as first, Connection(wide) as second:
+        first.send_head("/migrate", Content_Length=most)
+        first.socket.sendall(b"x")
+        assert eventually(wide.scratch_folders)
+
+        second.send_head("/migrate", Content_Length=most, Expect="100-continue")
+        answer = second.read_all()
+
+    assert b"100 Continue" not in answer
+    status, headers, problem = parse(answer)
+    assert (status, problem["error_type"]) == (503, "queue_full")
+    assert int(headers["retry-after"]) >= 1
+    assert eventually(lambda: not wide.scratch_folders())
+
+
+def test_small_run_does_not_wait_for_large_ones(wide: Service, old: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large.ckpt"
+    torch.save({"state_dict": {"model.w": torch.zeros(2**28)}}, large)
+    large_ones = [Connection(wide) for _ in range(2)]
+    for connection in large_ones:
+        connection.send_head("/migrate?set=sleeps", Content_Length=large.stat().st_size)
+        with large.open("rb") as file:
+            connection.socket.sendfile(file)
+    assert eventually(wide.runs, seconds=30)
+    time.sleep(0.5)
+    assert len(wide.runs()) == 1
+
+    answer = httpx.post(f"{wide.url}/migrate", content=old.read_bytes(), timeout=20)
+
+    assert answer.status_code == 200
+    for connection in large_ones:
+        connection.socket.close()
+    assert eventually(lambda: not wide.scratch_folders())
 
 
 def test_tokens_change_without_a_restart(narrow: Service) -> None:

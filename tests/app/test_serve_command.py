@@ -73,6 +73,17 @@ def test_refusal_is_one_line_and_status_two(tmp_path: Path) -> None:
     assert "MIGRATE_CKPT_ALLOW_ANONYMOUS" in done.stderr
 
 
+def test_broken_migration_is_one_line_and_status_two(tmp_path: Path) -> None:
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "0001_x.py").write_text("def handle(ckpt:")
+
+    done = run("serve", folder=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "0001_x.py" in done.stderr
+
+
 def test_new_token_goes_beside_the_line_for_the_list(tmp_path: Path) -> None:
     done = run("token", "ci", "--scopes", "read", folder=tmp_path)
 
