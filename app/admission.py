@@ -18,13 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from app.claims import Claims
 from app.errors import ServiceError
-from app.turns import Limits, Turn, expected_memory_bytes, next_turn
+from app.turns import LARGE_FROM_BYTES, Limits, Turn, expected_memory_bytes, next_turn
 
 # Left over for what runs write beside the uploads.
 SPARE_SCRATCH_BYTES = 64 * 2**20
 # A body that does not say how long it is holds so much room more than it has filled.
 GROWTH_BYTES = 64 * 2**20
+
+# Large bodies leave this part of the disk to small ones, and no more than one that is just not large takes.
+KEPT_SCRATCH_SHARE = 8
+# And of the places this part.
+KEPT_PLACES_SHARE = 4
+# How long after its time to come again a large one that found no room is expected.
+CLAIM_SECONDS = 30.0
 
 # What is told to clients before any run has shown how long one takes.
 GUESSED_RUN_SECONDS = 5.0
@@ -34,9 +42,10 @@ REMEMBERED_RUNS = 50
 
 @dataclass(slots=True)
 class Place:
-    """What one request holds of the scratch disk, in bytes."""
+    """What one request holds of the scratch disk, in bytes. One that does not say its size may be large."""
 
-    reserved: int
+    is_large: bool
+    reserved: int = 0
     received: int = 0
 
     @property
@@ -69,6 +78,7 @@ class Admission:
         self._seconds: deque[float] = deque(maxlen=REMEMBERED_RUNS)
         self.is_stopping = False
         self._end = asyncio.Event()
+        self._claims = Claims(clock)
 
     @property
     def admitted(self) -> int:
@@ -118,8 +128,9 @@ class Admission:
             raise _stopping(
                 "The service is stopping and takes nothing more; send the request again."
             )
-        self._refuse_too_many()
-        place = Place(0)
+        is_large = declared_bytes is None or declared_bytes >= LARGE_FROM_BYTES
+        self._refuse_too_many(is_large=is_large)
+        place = Place(is_large)
         self._reserve(place, declared_bytes or 0)
         self._places.append(place)
         try:
@@ -177,12 +188,11 @@ class Admission:
                 if number < turn.number:
                     self._waiting[number] = replace(other, passed=other.passed + 1), future
 
-    def _refuse_too_many(self) -> None:
+    def _refuse_too_many(self, *, is_large: bool) -> None:
         most = self._limits.runs + self._max_queued
-        if self.admitted >= most:
-            message = (
-                f"The service has {self.admitted} requests to see to, and takes no more than that."
-            )
+        large = sum(place.is_large for place in self._places)
+        if self.admitted >= most or (is_large and large >= most - _kept_places(most)):
+            message = f"The service has {self.admitted} requests to see to, and takes no more now."
             raise self._full(message)
 
     def _reserve(self, place: Place, size: int) -> None:
@@ -192,21 +202,32 @@ class Admission:
             ServiceError: there is not so much.
         """
         others = [other for other in self._places if other is not place]
-        needed = size - place.received + SPARE_SCRATCH_BYTES
         free = self._free_bytes()
-        if needed <= free - sum(other.outstanding for other in others):
+        all_there_is = free + sum(other.received for other in others)
+        needed = size - place.received + SPARE_SCRATCH_BYTES
+        if size >= LARGE_FROM_BYTES:
+            needed += min(LARGE_FROM_BYTES, all_there_is // KEPT_SCRATCH_SHARE)
+        promised = sum(other.outstanding for other in others) + self._claims.of_others(size)
+        if needed + promised <= free:
+            self._claims.settle(size)
             place.reserved = size
-            return
-        if needed <= free + sum(other.received for other in others):
+        elif needed <= all_there_is:
+            if not place.received:
+                self._claims.add(size, seconds=self.retry_after() + CLAIM_SECONDS)
             message = (
                 f"The scratch disk has no room for {size} bytes until other requests are done."
             )
             raise self._full(message)
-        message = f"The scratch disk has no room for {size} bytes."
-        raise ServiceError("no_space", message, retryable=True)
+        else:
+            message = f"The scratch disk has no room for {size} bytes."
+            raise ServiceError("no_space", message, retryable=True)
 
     def _full(self, message: str) -> ServiceError:
         return ServiceError("queue_full", message, retryable=True, retry_after=self.retry_after())
+
+
+def _kept_places(most: int) -> int:
+    return max(1, most // KEPT_PLACES_SHARE) if most > 1 else 0
 
 
 def _stopping(message: str) -> ServiceError:

@@ -88,7 +88,7 @@ def test_body_that_the_disk_could_never_hold_is_another_matter() -> None:
 
 
 def test_body_without_a_size_holds_room_as_it_grows_and_is_cut_where_there_is_none() -> None:
-    service = admission(free=3 * GROWTH_BYTES)
+    service = admission(runs=2, free=3 * GROWTH_BYTES)
     with service.place(None) as place:
         service.receive(place, 1)
         assert place.reserved == GROWTH_BYTES + 1
@@ -99,6 +99,51 @@ def test_body_without_a_size_holds_room_as_it_grows_and_is_cut_where_there_is_no
             refused = refusal(lambda: service.receive(place, GROWTH_BYTES + 2))
 
     assert refused.error_type == "queue_full"
+
+
+def test_large_bodies_leave_places_and_room_for_small_ones() -> None:
+    service = admission(runs=2, max_queued=2, free=100 * GB)
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(service.place(2 * GB))
+
+        refused = refusal(service.place(2 * GB).__enter__)
+        unsized = refusal(service.place(None).__enter__)
+
+        assert refused.error_type == unsized.error_type == "queue_full"
+        with service.place(MB):
+            pass
+
+    service = admission(free=20 * GB)
+    with service.place(18 * GB):
+        assert refusal(service.place(2 * GB).__enter__).error_type == "queue_full"
+        with service.place(500 * MB):
+            pass
+
+
+def test_large_body_fits_on_a_disk_that_is_little_larger() -> None:
+    with admission(free=4 * GB).place(3 * GB):
+        pass
+
+
+def test_large_body_that_found_no_room_is_kept_room_for() -> None:
+    service = admission(runs=4, free=20 * GB)
+    first, second = service.place(8 * GB), service.place(8 * GB)
+    first.__enter__()
+    second.__enter__()
+
+    assert refusal(service.place(15 * GB).__enter__).error_type == "queue_full"
+    first.__exit__(None, None, None)
+    # It would fit, and would be in the way of the one that was there before.
+    assert refusal(service.place(8 * GB + 1).__enter__).error_type == "queue_full"
+    with service.place(100 * MB):
+        pass
+    second.__exit__(None, None, None)
+
+    with service.place(15 * GB):
+        pass
+    with service.place(8 * GB + 1):
+        pass
 
 
 def test_service_that_stops_lets_nobody_in() -> None:
