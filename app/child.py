@@ -73,7 +73,10 @@ def _migrate(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
 
 
 def _plan(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
-    return plan_file(_source(request), _set(request), **_options(request)).to_dict()
+    options = _options(request)
+    return plan_file(
+        _source(request), _set(request), with_changes=request.changes, **options
+    ).to_dict()
 
 
 def _inspect(request: RunRequest, on_step: OnStep) -> dict[str, Any]:

@@ -30,6 +30,10 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "Go on although the checkpoint's history names none of the set's migrations.",
         "schema": {"type": "boolean", "default": False},
     },
+    "changes": {
+        "description": "Try the migrations out, and say for each what it would add, remove, change and rename.",
+        "schema": {"type": "boolean", "default": False},
+    },
     "format": {
         "description": "The format to answer with; the one that came in where it is absent.",
         "schema": {"type": "string", "enum": list(FORMATS)},

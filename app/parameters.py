@@ -9,8 +9,9 @@ from typing import TypeVar, get_args
 from app.errors import ServiceError
 from migrate_ckpt import Format, Policy
 
-PLAN_PARAMETERS = ("set", "to", "policy", "allow_unknown_history")
-RUN_PARAMETERS = (*PLAN_PARAMETERS, "format")
+_SHARED_PARAMETERS = ("set", "to", "policy", "allow_unknown_history")
+PLAN_PARAMETERS = (*_SHARED_PARAMETERS, "changes")
+RUN_PARAMETERS = (*_SHARED_PARAMETERS, "format")
 
 # Longer than any file name, which all of them are or resemble.
 MAX_VALUE_CHARACTERS = 512
@@ -31,6 +32,7 @@ class RunParameters:
     policy: Policy | None = None
     allow_unknown_history: bool = False
     format: Format | None = None
+    changes: bool = False
 
 
 def refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
@@ -67,6 +69,7 @@ def read_parameters(given: Iterable[tuple[str, str]]) -> RunParameters:
         policy=_choice("policy", values, {policy: policy for policy in POLICIES}),
         allow_unknown_history=_choice("allow_unknown_history", values, _BOOLEANS) or False,
         format=_choice("format", values, {format: format for format in FORMATS}),
+        changes=_choice("changes", values, _BOOLEANS) or False,
     )
 
 

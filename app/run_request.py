@@ -28,5 +28,6 @@ class RunRequest:
     policy: Policy = "skip-missed"
     allow_unknown_history: bool = False
     format: Format | None = None
+    changes: bool = False
     allowed_globals: tuple[str, ...] | None = None
     fingerprint: str | None = None

@@ -100,6 +100,7 @@ def _with_migrations(
         policy=policy,
         allow_unknown_history=asked.allow_unknown_history,
         format=asked.format,
+        changes=asked.changes,
         allowed_globals=settings.allowed_globals,
         fingerprint=fingerprint(
             input_digest=upload.digest,

@@ -29,8 +29,10 @@ from migrate_ckpt.formats.pieces import replace_file
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.history import read_history
 from migrate_ckpt.inspection import Inspection
+from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.plan import Plan
+from migrate_ckpt.preview import preview_plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
 from migrate_ckpt.stamping import stamp
@@ -67,21 +69,29 @@ def write_checkpoint(ckpt: CkptType, path: str | os.PathLike[str]) -> None:
 def plan_file(
     path: str | os.PathLike[str],
     migrations: MigrationSet,
+    *,
+    with_changes: bool = False,
     **options: Unpack[RunKeywords],
 ) -> Plan:
     """What running a set on a file would do. Loads no torch, runs no migration, reads no tensor.
 
-    The options are those of `RunOptions`.
+    With changes each step also says what it would add, remove, change and rename. To know it, the migrations are
+    loaded and run in memory; nothing is written. One that fails is no error here: its step says so. The other options
+    are those of `RunOptions`.
 
     Raises:
         UnreadableCheckpoint: The file is no checkpoint that is read here, or it is damaged.
         RefusedGlobals: It names what is not on the list of what is allowed.
         InvalidHistory, HistoryRefused, UnknownMigration: As `make_plan` says.
+        InvalidMigrationFile: With changes, a migration cannot be imported.
     """
     with FileSource(path) as source:
         container = open_container(source)
         contents = container.read(OutlineTensors(container))
-        return plan_contents(contents, migrations, RunOptions(**options))
+        plan = plan_contents(contents, migrations, RunOptions(**options))
+        if with_changes and plan.to_run:
+            return preview_plan(container, plan, load_migrations(migrations))
+        return plan
 
 
 def is_migrated(

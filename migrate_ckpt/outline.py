@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path
@@ -31,11 +32,16 @@ class TensorOutline(NamedTuple):
         return math.prod(self.shape) * self.itemsize
 
 
+Identify = Callable[[Any], Hashable]
+"""Tells one tensor's bytes from another's without looking at them: from where they are, for example."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutlineEntry:
-    """One value of a checkpoint: a tensor with dtype and shape, or a leaf with a short text.
+    """One value of a checkpoint: a tensor with dtype, shape and size in bytes, or a leaf with a short text.
 
-    `path` has the keys from the top of the checkpoint to the value.
+    `path` has the keys from the top of the checkpoint to the value. `content` tells two values apart that look alike;
+    it is for comparing outlines of one run, and None for values that their text says all of.
     """
 
     path: tuple[str, ...]
@@ -43,36 +49,78 @@ class OutlineEntry:
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     text: str | None = None
+    nbytes: int | None = None
+    content: Hashable = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        known = {"path": list(self.path), "kind": self.kind, "dtype": self.dtype, "text": self.text}
-        return {
-            **{key: value for key, value in known.items() if value is not None},
-            **({} if self.shape is None else {"shape": list(self.shape)}),
+        known = {
+            "path": list(self.path),
+            "kind": self.kind,
+            "dtype": self.dtype,
+            "shape": None if self.shape is None else list(self.shape),
+            "nbytes": self.nbytes,
+            "text": self.text,
         }
+        return {key: value for key, value in known.items() if value is not None}
 
 
-def outline(value: object, *, max_entries: int = MAX_ENTRIES) -> list[OutlineEntry]:
-    """The outline of a checkpoint read with `TensorOutline`s in place of tensors; at most so many entries."""
+def outline(
+    value: object, *, max_entries: int = MAX_ENTRIES, identify: Identify | None = None
+) -> list[OutlineEntry]:
+    """The outline of a checkpoint, with tensors or `TensorOutline`s in it; at most so many entries.
+
+    With `identify` the entries have a content: for tensors what it returns.
+    """
     entries: list[OutlineEntry] = []
-    for entry in _walk(value, (), frozenset()):
+    for entry in _walk(value, (), frozenset(), identify):
         if len(entries) == max_entries:
             break
         entries.append(entry)
     return entries
 
 
-def _walk(value: object, path: tuple[str, ...], above: frozenset[int]) -> Iterator[OutlineEntry]:
+def _walk(
+    value: object, path: tuple[str, ...], above: frozenset[int], identify: Identify | None
+) -> Iterator[OutlineEntry]:
     if isinstance(value, TensorOutline):
-        yield OutlineEntry(path, "tensor", value.dtype, value.shape)
+        yield OutlineEntry(path, "tensor", value.dtype, value.shape, nbytes=value.nbytes)
+    elif _is_tensor(value):
+        yield _tensor_entry(value, path, identify)
     elif len(path) > MAX_DEPTH or id(value) in above:
         yield OutlineEntry(path, _kind(value), text="...")
     else:
         children = _children(value)
         if not children:
-            yield OutlineEntry(path, _kind(value), text=_text(value))
+            content = None if identify is None else _content(value)
+            yield OutlineEntry(path, _kind(value), text=_text(value), content=content)
         for key, child in children:
-            yield from _walk(child, (*path, key), above | {id(value)})
+            yield from _walk(child, (*path, key), above | {id(value)}, identify)
+
+
+def _is_tensor(value: object) -> bool:
+    # A value can only be one if somebody has imported torch.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _tensor_entry(tensor: Any, path: tuple[str, ...], identify: Identify | None) -> OutlineEntry:
+    return OutlineEntry(
+        path,
+        "tensor",
+        str(tensor.dtype).removeprefix("torch."),
+        tuple(tensor.shape),
+        nbytes=tensor.numel() * tensor.element_size(),
+        content=None if identify is None else identify(tensor),
+    )
+
+
+def _content(value: object) -> Hashable:
+    """What a text that is cut short, or only counts, does not say of a leaf."""
+    if type(value) in (str, int, bytes, frozenset):
+        return value
+    if type(value) is bytearray:
+        return bytes(value)
+    return frozenset(value) if type(value) is set else None
 
 
 def _children(value: object) -> list[tuple[str, Any]]:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from migrate_ckpt.digest import is_different
 from migrate_ckpt.errors import HistoryRefused, UnknownMigration
 from migrate_ckpt.history import History, Record
+
+if TYPE_CHECKING:
+    from migrate_ckpt.changes import Preview
 
 Policy: TypeAlias = Literal["skip-missed", "strict", "run-missed"]
 """What to do about missed migrations.
@@ -42,13 +45,17 @@ class PlannedMigration(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One migration in a plan; the digest of an unknown one is what the history says."""
+    """One migration in a plan; the digest of an unknown one is what the history says.
+
+    The preview tells what it would change, where somebody has tried it out.
+    """
 
     name: str
     title: str
     digest: str | None
     state: State
     will_run: bool
+    preview: Preview | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -57,6 +64,7 @@ class Step:
             "digest": self.digest,
             "state": self.state,
             "will_run": self.will_run,
+            **({} if self.preview is None else self.preview.to_dict()),
         }
 
 
@@ -105,6 +113,12 @@ class Plan:
     def has_work(self) -> bool:
         """Whether running the plan changes the checkpoint: its content or the names it keeps."""
         return bool(self.to_run or self.renamed)
+
+    @property
+    def failing(self) -> Step | None:
+        """The step that failed when it was tried out."""
+        tried = (step for step in self.steps if step.preview is not None)
+        return next((step for step in tried if step.preview and step.preview.error), None)
 
     @property
     def has_unknown_history(self) -> bool:

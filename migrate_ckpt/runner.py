@@ -37,6 +37,8 @@ from migrate_ckpt.report import Report
 
 OnStep = Callable[[int, int, str], None]
 """Called before each migration with its position, counted from one, their count, its name."""
+AfterStep = Callable[[str, CkptType], None]
+"""Called after each migration that ran with its name and the checkpoint as it is then."""
 
 
 def run_plan(
@@ -45,6 +47,7 @@ def run_plan(
     migrations: Iterable[Migration],
     *,
     on_step: OnStep | None = None,
+    after_step: AfterStep | None = None,
     history_in_metadata: bool = True,
 ) -> tuple[CkptType, Report]:
     """Run a plan on a checkpoint that the caller has made its own, for it is changed.
@@ -61,6 +64,8 @@ def run_plan(
         if on_step is not None:
             on_step(position, len(plan.to_run), name)
         run.step(callbacks[name], position)
+        if after_step is not None:
+            after_step(name, run.ckpt)
     return run.finish()
 
 

@@ -195,6 +195,14 @@ def test_sample_of_the_plan_is_what_planning_gives(folder: Path) -> None:
     assert keys(json.loads(SAMPLES["plan"])) == keys(plan.to_dict())
 
 
+def test_sample_of_the_changes_is_what_planning_with_them_gives(folder: Path) -> None:
+    migrations = migrate_ckpt.read_set("migrations")
+
+    plan = migrate_ckpt.plan_file("old.ckpt", migrations, with_changes=True).to_dict()
+
+    assert keys(json.loads(SAMPLES["changes"])) == keys(plan["steps"][0])
+
+
 def test_sample_of_the_history_is_what_is_kept() -> None:
     ckpt = migrate_ckpt.stamp({"hyper_parameters": Namespace()}, REPOSITORY / "migrations")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate_ckpt.cli.exit_codes import DONE, INTERRUPTED, exit_code_of, refuse_usage
-from migrate_ckpt.cli.output import describe_error, error_data, print_json, print_text
+from migrate_ckpt.cli.output import Line, describe_error, error_data, print_json, print_lines
 from migrate_ckpt.cli.progress import Progress, show_progress
 from migrate_ckpt.cli.sources import SourceFile
 from migrate_ckpt.errors import MigrateCkptError
@@ -21,10 +21,10 @@ from migrate_ckpt.formats.pieces import Pieces, replace_file
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one file: a word that is counted, a text for people, data for programs."""
+    """What came of one file: a word that is counted, lines for people, data for programs."""
 
     status: str
-    text: str
+    lines: Sequence[Line]
     data: dict[str, Any] = field(default_factory=dict)
     code: int = DONE
 
@@ -119,17 +119,18 @@ def _try(act: Act, source: SourceFile, progress: Progress) -> Outcome:
     try:
         return act(source, progress)
     except (MigrateCkptError, OSError) as error:
-        text = describe_error(error, source.path)
-        return Outcome(FAILED, text, {"error": error_data(error)}, exit_code_of(error))
+        lines = [Line(describe_error(error, source.path))]
+        return Outcome(FAILED, lines, {"error": error_data(error)}, exit_code_of(error))
 
 
 def _say(outcome: Outcome, progress: Progress, *, is_json: bool) -> None:
     if outcome.status == FAILED:
         with progress.paused():
-            print(outcome.text, file=sys.stderr)
+            for line in outcome.lines:
+                print(line.text, file=sys.stderr)
     elif not is_json:
         with progress.paused():
-            print_text(outcome.text)
+            print_lines(outcome.lines)
 
 
 def write_json(path: Path, data: object) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from migrate_ckpt.cli.batch import Outcome, act_on_each
-from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE
+from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, MIGRATION_FAILED
 from migrate_ckpt.cli.output import (
+    Line,
     describe_inspection,
-    describe_plan,
     describe_report,
     print_json,
-    print_text,
     shown,
 )
+from migrate_ckpt.cli.plan_output import describe_plan
 from migrate_ckpt.cli.progress import Progress
 from migrate_ckpt.cli.sources import SourceFile, find_sources
 from migrate_ckpt.cli.targets import find_targets, made_folder
@@ -36,7 +36,8 @@ def run(options: Namespace) -> int:
         if _is_done_already(options, source.path, target) and is_migrated(
             target, migrations, **choices
         ):
-            return Outcome("already migrated", f"{shown(target)} is migrated already", data)
+            lines = [Line(f"{shown(target)} is migrated already", "dim")]
+            return Outcome("already migrated", lines, data)
         with made_folder(target.parent):
             report = migrate_file(
                 source.path,
@@ -48,7 +49,7 @@ def run(options: Namespace) -> int:
             )
         data["report"] = report.to_dict()
         status = "migrated" if report.plan.has_work else "up to date"
-        return Outcome(status, describe_report(source.path, target, report), data)
+        return Outcome(status, [Line(describe_report(source.path, target, report))], data)
 
     return act_on_each(options, sources, migrate)
 
@@ -59,12 +60,14 @@ def plan(options: Namespace) -> int:
     choices = _choices(options)
 
     def plan_one(source: SourceFile, progress: Progress) -> Outcome:
-        planned = plan_file(source.path, migrations, **choices)
-        text = describe_plan(source.path, planned, verbose=options.verbose)
+        planned = plan_file(source.path, migrations, with_changes=options.verbose, **choices)
+        lines = describe_plan(source.path, planned, verbose=options.verbose)
         data = {"plan": planned.to_dict()}
+        if planned.failing is not None:
+            return Outcome("would fail", lines, data, MIGRATION_FAILED)
         if planned.has_work:
-            return Outcome("to migrate", text, data, ANSWER_IS_NO)
-        return Outcome("up to date", text, data)
+            return Outcome("to migrate", lines, data, ANSWER_IS_NO)
+        return Outcome("up to date", lines, data)
 
     return act_on_each(options, sources, plan_one)
 
@@ -74,7 +77,7 @@ def inspect(options: Namespace) -> int:
     if options.json:
         print_json(inspection.to_dict())
     else:
-        print_text(describe_inspection(options.source, inspection))
+        print(describe_inspection(options.source, inspection))
     return DONE
 
 
@@ -88,7 +91,7 @@ def stamp(options: Namespace) -> int:
         with made_folder(target.parent):
             names = stamp_file(source.path, target, folder=migrations, force=options.force)
         text = f"{shown(target)}: {len(names)} migrations in its history, none of them run"
-        return Outcome("stamped", text, {"target": str(target), "history": list(names)})
+        return Outcome("stamped", [Line(text)], {"target": str(target), "history": list(names)})
 
     return act_on_each(options, sources, stamp_one)
 

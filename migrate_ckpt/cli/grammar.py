@@ -89,7 +89,12 @@ def _add_plan(commands: Any) -> None:
     plan = _add(commands, "plan", do.plan, text, _PLAN_EXAMPLES)
     _add_sources(plan)
     _add_choices(plan)
-    plan.add_argument("-v", "--verbose", action="store_true", help="a line for each migration")
+    plan.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="try the migrations out in memory, and say for each what it would change",
+    )
 
 
 def _add_inspect(commands: Any) -> None:

@@ -1,15 +1,17 @@
-"""How the command tells a plan, a report, an inspection and an error to a person."""
+"""How the command tells a report, an inspection and an error to a person, and prints lines in colour at a terminal."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from migrate_ckpt.errors import MigrateCkptError, MigrationFailed
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.outline import OutlineEntry, printable
-from migrate_ckpt.plan import Plan, Step
 from migrate_ckpt.report import Report
 
 MAX_OUTLINE_LINES = 200
@@ -19,8 +21,25 @@ def print_json(data: object) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
-def print_text(text: str) -> None:
-    print(text)
+class Line(NamedTuple):
+    """A line of text and how it looks, in the words of rich."""
+
+    text: str
+    style: str = ""
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Print lines, in colour where a person sees them and `NO_COLOR` is not set."""
+    if not (sys.stdout.isatty() or os.environ.get("FORCE_COLOR")):
+        for line in lines:
+            print(line.text)
+        return
+    # Loading it takes longer than most of what the command does for a program that reads its output.
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for line in lines:
+        console.print(line.text, style=line.style or None)
 
 
 def shown(path: Path) -> str:
@@ -34,26 +53,12 @@ def error_data(error: Exception) -> dict[str, Any]:
     return {"error_type": "os_error", "message": str(error), "retryable": False}
 
 
-def describe_plan(source: Path, plan: Plan, *, verbose: bool) -> str:
-    """One line, or one for each migration besides."""
-    counts = {
-        state: len(plan.names(state))
-        for state in ("applied", "pending", "missed", "unknown", "changed")
-    }
-    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    line = f"{shown(source)}: {_counted(len(plan.to_run))} to run ({states or 'the set is empty'})"
-    if not verbose:
-        return line
-    width = max((len(step.name) for step in plan.steps), default=0)
-    return "\n".join((line, *(_describe_step(step, width) for step in plan.steps)))
-
-
 def describe_report(source: Path, target: Path, report: Report) -> str:
     """What ran, what did not and why."""
     where = shown(source) if source == target else f"{shown(source)} -> {shown(target)}"
     titles = {step.name: step.title for step in report.plan.steps}
     lines = [
-        f"{where}: {_counted(len(report.ran))} ran" if report.ran else f"{where}: nothing to run"
+        f"{where}: {counted(len(report.ran))} ran" if report.ran else f"{where}: nothing to run"
     ]
     lines += [f"  {name}  {titles[name]}".rstrip() for name in report.ran]
     lines += [f"  warning: {sentence}" for sentence in report.warnings]
@@ -96,13 +101,8 @@ def describe_error(error: Exception, source: Path | None = None) -> str:
     return "\n".join(lines)
 
 
-def _counted(count: int) -> str:
+def counted(count: int) -> str:
     return f"{count} migration" if count == 1 else f"{count} migrations"
-
-
-def _describe_step(step: Step, width: int) -> str:
-    mark = ">" if step.will_run else " "
-    return f"  {mark} {step.state:<8} {step.name:<{width}}  {step.title}".rstrip()
 
 
 def _describe_entry(entry: OutlineEntry) -> str:

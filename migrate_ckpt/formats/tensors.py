@@ -56,6 +56,8 @@ _GuardedParameter = type("_GuardedParameter", (torch.nn.Parameter,), dict(_GUARD
 class MappedTensors:
     """Builds the tensors of one container (see `pickle_reader.TensorBuilder`)."""
 
+    _device = "cpu"
+
     def __init__(self, container: Container) -> None:
         self._container = container
         self._handles: dict[tuple[str, str], StorageHandle] = {}
@@ -95,7 +97,7 @@ class MappedTensors:
             tensor = self._mapped(handle, dtype, layout.numel)
             self._keep_storage(handle, tensor.untyped_storage())
         else:
-            tensor = torch.empty(0, dtype=dtype)
+            tensor = torch.empty(0, dtype=dtype, device=self._device)
             tensor.set_(self._real_storage(handle), layout.offset, layout.size, layout.stride)
         if layout.requires_grad:
             tensor.requires_grad_()
@@ -150,7 +152,7 @@ class MappedTensors:
             return NOT_FOLDED
         size = tuple(size) if type(size) is torch.Size else size
         check_layout(handle.numel * handle.itemsize // dtype.itemsize, offset, size, stride)
-        tensor = torch.empty(0, dtype=dtype)
+        tensor = torch.empty(0, dtype=dtype, device=self._device)
         tensor.set_(self._real_storage(handle), offset, size, stride)  # type: ignore[call-overload]
         tensor.requires_grad_(requires_grad)
         self._hooks.append(hooks)
@@ -183,7 +185,7 @@ class MappedTensors:
     def _real_storage(self, handle: StorageHandle) -> torch.UntypedStorage:
         storage = self._storages.get(handle.key)
         if storage is None:
-            storage = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+            storage = torch.UntypedStorage(0, device=self._device)  # type: ignore[no-untyped-call]
             if size := self._container.storages[handle.key].size:
                 storage = self._mapped(handle, torch.uint8, size).untyped_storage()
             self._keep_storage(handle, storage)
@@ -197,6 +199,15 @@ class MappedTensors:
     def _keep_storage(self, handle: StorageHandle, storage: torch.UntypedStorage) -> None:
         setattr(storage, HANDLE, handle)
         self._storages[handle.key] = storage
+
+
+class MetaTensors(MappedTensors):
+    """Builds tensors of the same layout without bytes: views and ties are kept, and no data of the source is read."""
+
+    _device = "meta"
+
+    def _mapped(self, handle: StorageHandle, dtype: torch.dtype, count: int) -> torch.Tensor:
+        return torch.empty(count, dtype=dtype, device="meta")
 
 
 def _size(*args: Any) -> Any:

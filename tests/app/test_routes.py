@@ -131,6 +131,40 @@ def test_query_that_cannot_be_is_refused(
     assert (answer.status_code, answer.json()["error_type"]) == (status, error_type)
 
 
+def test_plan_with_changes_says_what_each_step_would_do(client: Client, old: bytes) -> None:
+    first, second = client.post("/plan?changes=true", content=old).json()["steps"]
+
+    tensor = {"kind": "tensor", "dtype": "int64", "shape": [100], "nbytes": 800}
+    assert first["changes"] == [
+        {
+            "change": "renamed",
+            "before": {"path": ["a"], **tensor},
+            "after": {"path": ["b"], **tensor},
+        }
+    ]
+    assert (first["counts"], first["truncated"]) == ({"renamed": 1}, False)
+    assert second["changes"] == []
+
+
+def test_plan_without_changes_has_none(client: Client, old: bytes) -> None:
+    assert "changes" not in client.post("/plan", content=old).json()["steps"][0]
+
+
+def test_plan_names_the_migration_that_would_fail(client: Client, old: bytes) -> None:
+    answer = client.post("/plan?set=vision&changes=true", content=old)
+
+    [step] = answer.json()["steps"]
+    assert answer.status_code == 200
+    assert step["changes"] is None
+    assert step["error"]["migration"] == "0001_none"
+
+
+def test_migrate_takes_no_parameter_of_the_plan(client: Client, old: bytes) -> None:
+    answer = client.post("/migrate?changes=true", content=old)
+
+    assert (answer.status_code, answer.json()["parameter"]) == (400, "changes")
+
+
 def test_parameter_in_query_and_form_is_given_twice(client: Client, old: bytes) -> None:
     answer = client.post("/migrate?to=0001_rename", files={"file": old}, data={"to": "0002_keep"})
 

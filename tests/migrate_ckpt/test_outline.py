@@ -22,7 +22,13 @@ def test_tensors_have_dtype_and_shape_and_leaves_a_text(tmp_path):
     found = inspected(tmp_path, value)["outline"]
 
     assert found == [
-        {"path": ["net", "w"], "kind": "tensor", "dtype": "bfloat16", "shape": [2, 3]},
+        {
+            "path": ["net", "w"],
+            "kind": "tensor",
+            "dtype": "bfloat16",
+            "shape": [2, 3],
+            "nbytes": 12,
+        },
         {"path": ["epoch"], "kind": "int", "text": "3"},
         {"path": ["args", "lr"], "kind": "float", "text": "0.1"},
     ]

@@ -58,7 +58,54 @@ def test_a_verbose_plan_has_a_line_for_each_migration(old, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == [
         "    applied  0001_a  Do a.",
         "  > pending  0002_b  Do b.",
+        "      + b: bool True",
     ]
+
+
+def test_changes_that_differ_in_numbers_only_share_a_line_and_a_long_list_is_cut(
+    old, write_folder, capsys
+):
+    weights = {f"m.layers.{i}.w": torch.ones(2, 3) for i in range(20)}
+    torch.save({"w": weights, **dict.fromkeys("abcdefghijklmnopq", torch.ones(1))}, "old.ckpt")
+    rename = "    for k in list(w): w[k.removeprefix('m.')] = w.pop(k)\n"
+    drop = "    for k in 'abcdefghijklmnopq': del ckpt[k]\n    return ckpt\n"
+    write_folder(
+        {"0001_x.py": f'"""X."""\ndef handle(ckpt):\n    w = ckpt["w"]\n{rename}{drop}'},
+        name="names",
+    )
+
+    assert main(["plan", "old.ckpt", "--verbose", "--folder", "names"]) == 1
+
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines[0] == "      - a: float32 [1], 4 B"
+    assert lines[-2:] == [
+        "      - and 5 more removed",
+        "      → 20 x w / m.layers.{i}.w → w / layers.{i}.w: float32 [2, 3], 24 B",
+    ]
+
+
+def test_a_plan_that_fails_says_where_and_has_the_exit_code_of_a_failure(old, write_folder, capsys):
+    write_folder({"0002_b.py": '"""B."""\ndef handle(ckpt):\n    raise ValueError("\\x1b")\n'})
+
+    assert main(["plan", "old.ckpt"]) == 1
+    assert main(["plan", "old.ckpt", "--verbose"]) == 5
+
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "      ! The migration 0002_b (2 of 2) failed in 0002_b.py, line 3: ValueError: \\x1b"
+    )
+
+
+def test_colour_is_for_terminals_and_for_those_who_ask(old, monkeypatch, capsys):
+    main(["plan", "old.ckpt", "--verbose"])
+    assert "\x1b" not in capsys.readouterr().out
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(["plan", "old.ckpt", "--verbose"])
+    assert "\x1b[32m      + b: bool True\x1b[0m" in capsys.readouterr().out
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(["plan", "old.ckpt", "--verbose"])
+    assert "\x1b[32m" not in capsys.readouterr().out
 
 
 def test_json_has_one_document_for_all_sources(old, capsys):

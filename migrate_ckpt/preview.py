@@ -1,0 +1,129 @@
+"""Tries a plan out on a file, in memory, to know the changes that each of its steps would make. Nothing is written.
+
+Where every migration to run declares its operations, tensors without bytes do: no tensor data is read. Others are run
+on the mapped file, of which the system reads what they look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from migrate_ckpt.changes import MAX_CHANGES, Change, Preview, find_changes
+from migrate_ckpt.errors import MigrationFailed
+from migrate_ckpt.history import ckpt_migration_key, records_key
+from migrate_ckpt.migration import CkptType, Migration
+from migrate_ckpt.outline import OutlineEntry, outline
+from migrate_ckpt.runner import run_plan
+
+if TYPE_CHECKING:
+    from migrate_ckpt.formats.container import Container
+    from migrate_ckpt.plan import Plan
+
+MAX_PREVIEW_ENTRIES = 1_000_000
+
+
+def preview_plan(
+    container: Container,
+    plan: Plan,
+    migrations: Sequence[Migration],
+    *,
+    max_changes: int | None = MAX_CHANGES,
+) -> Plan:
+    """The plan with a preview in each step that will run. A migration that fails leaves those after it unknown."""
+    to_run = {name: Preview() for name in plan.to_run}
+    if to_run:
+        to_run.update(_try_out(container, plan, migrations, max_changes))
+    steps = tuple(replace(step, preview=to_run.get(step.name)) for step in plan.steps)
+    return replace(plan, steps=steps)
+
+
+def _try_out(
+    container: Container, plan: Plan, migrations: Sequence[Migration], max_changes: int | None
+) -> dict[str, Preview]:
+    # Loading torch takes a second, which a plan without changes need not wait.
+    from migrate_ckpt.formats.tensors import MappedTensors, MetaTensors
+
+    called = [migration for migration in migrations if migration.name in plan.to_run]
+    if all(_is_declared(migration) for migration in called):
+        watch = _Watch(container, is_mapped=False)
+        contents = container.read(MetaTensors(container))
+        error = watch.run(contents.value, plan, called)
+        if error is None:
+            return watch.previews(max_changes)
+    # What failed without bytes may have wanted to see some.
+    watch = _Watch(container, is_mapped=True)
+    contents = container.read(MappedTensors(container))
+    error = watch.run(contents.value, plan, called)
+    previews = watch.previews(max_changes)
+    if error is not None:
+        facts = {key: value for key, value in error.to_dict().items() if key != "report"}
+        previews[error.name] = Preview(error=facts)
+    return previews
+
+
+def _is_declared(migration: Migration) -> bool:
+    return False
+
+
+class _Watch:
+    """Follows a run from step to step."""
+
+    def __init__(self, container: Container, *, is_mapped: bool) -> None:
+        self._container = container
+        self._is_mapped = is_mapped
+        self._changes: dict[str, list[Change]] = {}
+        self._last: list[OutlineEntry] = []
+        # A storage's identity is only good while it lives: until the next outline is made.
+        self._alive: list[Any] = []
+        self._written: set[str] = set()
+
+    def run(
+        self, ckpt: CkptType, plan: Plan, migrations: Sequence[Migration]
+    ) -> MigrationFailed | None:
+        self._last = self._outline(ckpt)
+        try:
+            run_plan(ckpt, plan, migrations, after_step=self._after_step)
+        except MigrationFailed as error:
+            return error
+        return None
+
+    def previews(self, max_changes: int | None) -> dict[str, Preview]:
+        return {
+            name: Preview.of(changes, max_changes=max_changes)
+            for name, changes in self._changes.items()
+        }
+
+    def _after_step(self, name: str, ckpt: CkptType) -> None:
+        now = self._outline(ckpt)
+        self._changes[name] = find_changes(self._last, now)
+        self._last = now
+
+    def _outline(self, ckpt: CkptType) -> list[OutlineEntry]:
+        before, self._alive = self._alive, []
+        if self._is_mapped:
+            self._written = self._container.mapped.changed(self._container.storages)
+        entries = outline(ckpt, max_entries=MAX_PREVIEW_ENTRIES, identify=self._identify)
+        del before
+        return [
+            entry
+            for entry in entries
+            if entry.path[:1] not in ((ckpt_migration_key,), (records_key,))
+        ]
+
+    def _identify(self, tensor: Any) -> Hashable:
+        from migrate_ckpt.formats.tensors import HANDLE
+
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            # A sparse one, or of another kind that is not laid out in one storage.
+            self._alive.append(tensor)
+            return id(tensor)
+        self._alive.append(storage)
+        handle = getattr(storage, HANDLE, None)
+        is_written = handle is not None and handle.key in self._written
+        version = 0 if tensor.is_inference() else tensor._version
+        layout = (tensor.storage_offset(), tensor.stride())
+        return storage._cdata, layout, version, is_written
