@@ -10,26 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import NoReturn
 
 from app.claims import Claims
 from app.errors import ServiceError
+from app.scratch_room import Place, ScratchRoom
 from app.turns import LARGE_FROM_BYTES, Limits, Turn, expected_memory_bytes, next_turn
 
-# Left over for what runs write beside the uploads.
-SPARE_SCRATCH_BYTES = 64 * 2**20
 # A body that does not say how long it is holds so much room more than it has filled.
 GROWTH_BYTES = 64 * 2**20
 
-# Large bodies leave this part of the disk to small ones, and no more than one that is just not large takes.
-KEPT_SCRATCH_SHARE = 8
-# And of the places this part.
+# Large bodies leave this part of the places to small ones.
 KEPT_PLACES_SHARE = 4
 # How long after its time to come again a large one that found no room is expected.
 CLAIM_SECONDS = 30.0
@@ -38,20 +33,6 @@ CLAIM_SECONDS = 30.0
 GUESSED_RUN_SECONDS = 5.0
 MAX_RETRY_AFTER_SECONDS = 3600
 REMEMBERED_RUNS = 50
-
-
-@dataclass(slots=True)
-class Place:
-    """What one request holds of the scratch disk, in bytes. One that does not say its size may be large."""
-
-    is_large: bool
-    reserved: int = 0
-    received: int = 0
-
-    @property
-    def outstanding(self) -> int:
-        """What is promised to it and not on the disk yet."""
-        return max(self.reserved - self.received, 0)
 
 
 class Admission:
@@ -69,21 +50,20 @@ class Admission:
         self._limits = limits
         self._max_queued = max_queued
         self._run_memory_bytes = run_memory_bytes
-        self._free_bytes = free_bytes
         self._clock = clock
-        self._places: list[Place] = []
+        self._claims = Claims(clock)
+        self._room = ScratchRoom(free_bytes, self._claims)
         self._number = 0
         self._waiting: dict[int, tuple[Turn, asyncio.Future[None]]] = {}
         self._running: dict[int, Turn] = {}
         self._seconds: deque[float] = deque(maxlen=REMEMBERED_RUNS)
         self.is_stopping = False
         self._end = asyncio.Event()
-        self._claims = Claims(clock)
 
     @property
     def admitted(self) -> int:
         """How many requests are let in: receiving, waiting or running."""
-        return len(self._places)
+        return len(self._room.places)
 
     @property
     def waiting(self) -> int:
@@ -97,7 +77,7 @@ class Admission:
 
     @property
     def is_idle(self) -> bool:
-        return not self._places and not self._waiting and not self._running
+        return not self._room.places and not self._waiting and not self._running
 
     def stop(self) -> None:
         """Let nobody in any more."""
@@ -132,11 +112,11 @@ class Admission:
         self._refuse_too_many(is_large=is_large)
         place = Place(is_large)
         self._reserve(place, declared_bytes or 0)
-        self._places.append(place)
+        self._room.places.append(place)
         try:
             yield place
         finally:
-            self._places.remove(place)
+            self._room.places.remove(place)
 
     def receive(self, place: Place, received: int) -> None:
         """Note how much of a body has come in.
@@ -162,8 +142,10 @@ class Admission:
         try:
             await called
             begun = self._clock()
-            yield
-            self._seconds.append(self._clock() - begun)
+            try:
+                yield
+            finally:
+                self._seconds.append(self._clock() - begun)
         finally:
             self._waiting.pop(turn.number, None)
             self._running.pop(turn.number, None)
@@ -190,7 +172,7 @@ class Admission:
 
     def _refuse_too_many(self, *, is_large: bool) -> None:
         most = self._limits.runs + self._max_queued
-        large = sum(place.is_large for place in self._places)
+        large = sum(place.is_large for place in self._room.places)
         if self.admitted >= most or (is_large and large >= most - _kept_places(most)):
             message = f"The service has {self.admitted} requests to see to, and takes no more now."
             raise self._full(message)
@@ -201,24 +183,14 @@ class Admission:
         Raises:
             ServiceError: there is not so much.
         """
-        others = [other for other in self._places if other is not place]
-        free = self._free_bytes()
-        all_there_is = free + sum(other.received for other in others)
-        needed = size - place.received + SPARE_SCRATCH_BYTES
-        if size >= LARGE_FROM_BYTES:
-            needed += min(LARGE_FROM_BYTES, all_there_is // KEPT_SCRATCH_SHARE)
-        promised = sum(other.outstanding for other in others) + self._claims.of_others(size)
-        if needed + promised <= free:
-            self._claims.settle(size)
-            place.reserved = size
-        elif needed <= all_there_is:
+        verdict = self._room.reserve(place, size)
+        if verdict == "later":
             if not place.received:
                 self._claims.add(size, seconds=self.retry_after() + CLAIM_SECONDS)
-            message = (
+            raise self._full(
                 f"The scratch disk has no room for {size} bytes until other requests are done."
             )
-            raise self._full(message)
-        else:
+        if verdict == "never":
             message = f"The scratch disk has no room for {size} bytes."
             raise ServiceError("no_space", message, retryable=True)
 
@@ -232,9 +204,3 @@ def _kept_places(most: int) -> int:
 
 def _stopping(message: str) -> ServiceError:
     return ServiceError("stopping", message, retryable=True, retry_after=1)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what can still be written to the disk of this folder."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize

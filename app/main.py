@@ -15,13 +15,14 @@ from fastapi.middleware.cors import CORSMiddleware
 import migrate_ckpt
 from app import errors
 from app.access import Access, AccessMiddleware
-from app.admission import Admission, free_bytes
+from app.admission import Admission
 from app.early_answers import EarlyAnswerMiddleware
 from app.instance import instance_folder
 from app.openapi import declare_access
 from app.request_ids import RequestIdMiddleware
 from app.routes import docs, health, inspect, migrate, migrations, plan
 from app.sandbox import Sandbox
+from app.scratch_room import free_bytes
 from app.security_headers import SecurityHeadersMiddleware
 from app.sets import MigrationSets
 from app.settings import Settings, read_settings

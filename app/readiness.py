@@ -9,9 +9,10 @@ from pathlib import Path
 from starlette.datastructures import State
 
 from app.access import Access
-from app.admission import SPARE_SCRATCH_BYTES, Admission, free_bytes
+from app.admission import Admission
 from app.errors import ServiceError
 from app.sandbox import Sandbox
+from app.scratch_room import SPARE_BYTES, free_bytes
 from app.sets import MigrationSets
 
 OK = "ok"
@@ -60,6 +61,6 @@ def _scratch(folder: Path) -> str:
             file.flush()
     except OSError as error:
         return f"The scratch folder cannot be written to: {error.strerror}."
-    if free_bytes(folder) < SPARE_SCRATCH_BYTES:
+    if free_bytes(folder) < SPARE_BYTES:
         return "The scratch disk is full."
     return OK

@@ -13,13 +13,14 @@ from typing import Any, Literal, NoReturn, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from app.admission import Admission, Place
+from app.admission import Admission
 from app.errors import RunFailed, ServiceError
 from app.fingerprint import fingerprint, installed_versions
 from app.parameters import RunParameters, read_parameters, refuse_unknown
 from app.run_request import OUTCOME_NAME, RunRequest
 from app.sandbox import Sandbox
 from app.scratch import Scratch
+from app.scratch_room import Place
 from app.sets import LoadedSets, MigrationSets
 from app.settings import Settings
 from app.uploads import Upload, declared_bytes, receive

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.admission import GROWTH_BYTES, SPARE_SCRATCH_BYTES, Admission
+from app.admission import GROWTH_BYTES, Admission
 from app.errors import ServiceError
+from app.scratch_room import SPARE_BYTES
 from app.turns import Limits
 
 MB, GB = 2**20, 2**30
@@ -18,7 +19,7 @@ class Disk:
     """A disk that fills as the test says."""
 
     def __init__(self, free: int) -> None:
-        self.free = free + SPARE_SCRATCH_BYTES
+        self.free = free + SPARE_BYTES
 
     def __call__(self) -> int:
         return self.free

@@ -6,9 +6,9 @@ from typing import NoReturn
 import pytest
 
 from app import runs
-from app.admission import Place
 from app.errors import ServiceError
 from app.runs import _stalled, _unless
+from app.scratch_room import Place
 
 
 async def never() -> NoReturn:
