@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import HistoryError as HistoryError
     from migrate_ckpt.errors import HistoryRefused as HistoryRefused
     from migrate_ckpt.errors import HistoryWarning as HistoryWarning
+    from migrate_ckpt.errors import IncompleteGroup as IncompleteGroup
     from migrate_ckpt.errors import InvalidHistory as InvalidHistory
     from migrate_ckpt.errors import InvalidMigrationFile as InvalidMigrationFile
+    from migrate_ckpt.errors import KeyCollision as KeyCollision
+    from migrate_ckpt.errors import KeysNotFound as KeysNotFound
     from migrate_ckpt.errors import MigrateCkptError as MigrateCkptError
     from migrate_ckpt.errors import MigrationFailed as MigrationFailed
+    from migrate_ckpt.errors import NotInvertible as NotInvertible
+    from migrate_ckpt.errors import OperationError as OperationError
     from migrate_ckpt.errors import OrderMismatch as OrderMismatch
     from migrate_ckpt.errors import RefusedGlobals as RefusedGlobals
+    from migrate_ckpt.errors import SectionNotFound as SectionNotFound
     from migrate_ckpt.errors import TargetExists as TargetExists
     from migrate_ckpt.errors import TooLarge as TooLarge
     from migrate_ckpt.errors import UnknownMigration as UnknownMigration
@@ -71,12 +77,18 @@ _MODULES = {
         "HistoryError",
         "HistoryRefused",
         "HistoryWarning",
+        "IncompleteGroup",
         "InvalidHistory",
         "InvalidMigrationFile",
+        "KeyCollision",
+        "KeysNotFound",
         "MigrateCkptError",
         "MigrationFailed",
+        "NotInvertible",
+        "OperationError",
         "OrderMismatch",
         "RefusedGlobals",
+        "SectionNotFound",
         "TargetExists",
         "TooLarge",
         "UnknownMigration",

@@ -16,6 +16,12 @@ MigrateCkptError
 │   ├── InvalidHistory              the checkpoint's history is not what a history looks like
 │   └── HistoryRefused              a good history that the policy does not allow to build on
 ├── MigrationFailed                 a migration raised, or did not return a checkpoint
+├── OperationError                  an operation cannot do to this checkpoint what it says
+│   ├── SectionNotFound             the section or path it works on is not there, or not the only one
+│   ├── KeysNotFound                it finds none of its keys, or not all it names
+│   ├── IncompleteGroup             some keys of a group are there, others are not
+│   ├── KeyCollision                two things would come to stand under one key
+│   └── NotInvertible               it cannot be undone, because it gave something up
 └── ForeignObjectError (TypeError)  a foreign object was asked for what it cannot answer
 
 HistoryWarning (UserWarning)        what the in-memory functions say instead of refusing
@@ -233,12 +239,61 @@ class MigrationFailed(MigrateCkptError):
         self.report = report
 
     def _data(self) -> dict[str, Any]:
+        cause = self.__cause__
         return {
             "migration": self.name,
             "position": self.position,
             "count": self.count,
             "report": self.report.to_dict(),
+            "cause": cause.to_dict() if isinstance(cause, MigrateCkptError) else None,
         }
+
+
+class OperationError(MigrateCkptError):
+    """An operation cannot do what it says to this checkpoint, which it has left as it was.
+
+    `operation` is the operation as a text; `keys` are the keys or paths that the error is about.
+    """
+
+    error_type = "operation_failed"
+
+    def __init__(self, message: str, *, operation: str = "", keys: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.operation = operation
+        self.keys = tuple(keys)
+
+    def _data(self) -> dict[str, Any]:
+        return {"operation": self.operation or None, "keys": list(self.keys) or None}
+
+
+class SectionNotFound(OperationError):
+    """The section or path that an operation works on is not there, or is not the only one."""
+
+    error_type = "section_not_found"
+
+
+class KeysNotFound(OperationError):
+    """An operation finds none of the keys that it is for; `keys` are those it looked for."""
+
+    error_type = "keys_not_found"
+
+
+class IncompleteGroup(OperationError):
+    """Some keys of a group are there, and those in `keys` are not."""
+
+    error_type = "incomplete_group"
+
+
+class KeyCollision(OperationError):
+    """Two things would come to stand under one key; `keys` are those keys."""
+
+    error_type = "key_collision"
+
+
+class NotInvertible(OperationError):
+    """The operation gives up something that its result no longer has."""
+
+    error_type = "not_invertible"
 
 
 class ForeignObjectError(MigrateCkptError, TypeError):

@@ -1,12 +1,12 @@
 """A folder of migrations, read without running any of it.
 
 A migration is a Python file that stands directly in the folder and whose name starts with neither
-`_` nor `.`; its name is the file's stem, and it defines `handle`. Everything else belongs to the
-migrations: modules that start with `_`, packages and data files, in the folder and below it,
-count in the set's digest. Left out are names that start with `.`, `__pycache__`, `.pyc` files
-and Markdown, which is for people.
+`_` nor `.`; its name is the file's stem, and it defines `handle` or lists its `operations`.
+Everything else belongs to the migrations: modules that start with `_`, packages and data files, in
+the folder and below it, count in the set's digest. Left out are names that start with `.`,
+`__pycache__`, `.pyc` files and Markdown, which is for people.
 
-A sub-folder that holds migrations is a further set. A sub-folder of modules without `handle` is a
+A sub-folder that holds migrations is a further set. A sub-folder of other modules is a
 package that the migrations may import.
 
 The order is the alphabetical one of the names. Where their numbers say otherwise, as `10_x` and
@@ -63,7 +63,7 @@ def read_folder(path: str | PathLike[str], *, set_name: str = DEFAULT_SET) -> Mi
 
     Raises:
         FolderError: The folder cannot be read.
-        InvalidMigrationFile: A file does not parse or does not define `handle`.
+        InvalidMigrationFile: A file does not parse, or defines neither `handle` nor `operations`.
         OrderMismatch: The names' alphabetical order is not their numeric one.
     """
     folder = Path(path)

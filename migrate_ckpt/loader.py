@@ -28,6 +28,7 @@ from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.folder import MigrationSet, read_folder, sub_folders
 from migrate_ckpt.migration import Migration
 from migrate_ckpt.migration_file import MigrationFile
+from migrate_ckpt.operations.declared import declared_migration
 
 # A dot would split a file's name into package and module.
 _DOT = "%2E"
@@ -42,7 +43,8 @@ def load_migrations(migration_set: MigrationSet) -> list[Migration]:
     """Import a set's files and return its migrations, in their order.
 
     Raises:
-        InvalidMigrationFile: A file cannot be imported, or its `handle` cannot be called.
+        InvalidMigrationFile: A file cannot be imported, its `handle` cannot be called, or its
+            `operations` are no operations.
     """
     package = f"_migrate_ckpt_{_hash(migration_set.path)}"
     with _lock:
@@ -73,6 +75,8 @@ def _load(package: str, file: MigrationFile) -> Migration:
             path=file.path,
             name=file.name,
         ) from error
+    if file.is_declared:
+        return declared_migration(file, getattr(module, "operations", None))
     handle = getattr(module, "handle", None)
     if not callable(handle):
         raise InvalidMigrationFile(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from migrate_ckpt.operations.operation import Operation
 
 CkptType: TypeAlias = MutableMapping[str, Any]
 MigrationCallback: TypeAlias = Callable[[CkptType], CkptType]
@@ -14,10 +17,12 @@ MigrationCallback: TypeAlias = Callable[[CkptType], CkptType]
 class Migration:
     """A named function from checkpoint to checkpoint.
 
-    The title and the digest are known for a migration that was read from a file.
+    The title and the digest are known for a migration that was read from a file. One that is
+    declared has its operations; the callback then applies them.
     """
 
     name: str
     callback: MigrationCallback
     title: str = ""
     digest: str | None = None
+    operations: tuple[Operation, ...] | None = None

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from migrate_ckpt.digest import digest_of_tree
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.history import is_usable_name
 
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+_NO_FORM = (
+    "defines no `handle` and no `operations`. Give it `def handle(ckpt): ... return ckpt` or "
+    "`operations = [...]`, or, if it is no migration, a name that starts with an underscore."
+)
+_TWO_FORMS = (
+    "has both `handle` and `operations`, and only one of them could run. Remove one, or call the "
+    "operations in `handle`."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class MigrationFile:
-    """A migration as its file tells of it; the title is the first line of its docstring."""
+    """A migration as its file tells of it; the title is the first line of its docstring.
+
+    It is declared if it lists its operations, and not if it defines `handle`.
+    """
 
     name: str
     path: Path
     title: str
     digest: str
+    is_declared: bool = False
 
 
 def is_candidate(path: Path) -> bool:
@@ -29,17 +47,19 @@ def is_candidate(path: Path) -> bool:
 def may_be_migration(path: Path) -> bool:
     """Tell whether a candidate is a migration, or too broken to tell."""
     try:
-        return _defines_handle(parse(path))
+        tree = parse(path)
     except InvalidMigrationFile:
         # Not to be passed over as if it were a helper: reading the set will tell what is wrong.
         return True
+    return _defines_handle(tree) or _declares_operations(tree)
 
 
 def read_file(path: Path) -> MigrationFile:
     """Read one migration.
 
     Raises:
-        InvalidMigrationFile: It has no usable name, is no Python, or does not define `handle`.
+        InvalidMigrationFile: It has no usable name, is no Python, or does not have one of `handle`
+            and `operations`.
     """
     name = path.stem
     if not is_usable_name(name):
@@ -49,14 +69,11 @@ def read_file(path: Path) -> MigrationFile:
             name=name,
         )
     tree = parse(path)
-    if not _defines_handle(tree):
-        raise InvalidMigrationFile(
-            f"{path.name} defines no `handle`. Give it `def handle(ckpt): ... return ckpt`, or, "
-            "if it is no migration, a name that starts with an underscore.",
-            path=path,
-            name=name,
-        )
-    return MigrationFile(name, path, _title(tree), digest_of_tree(tree))
+    is_declared = _declares_operations(tree)
+    if is_declared == _defines_handle(tree):
+        what = _TWO_FORMS if is_declared else _NO_FORM
+        raise InvalidMigrationFile(f"{path.name} {what}", path=path, name=name)
+    return MigrationFile(name, path, _title(tree), digest_of_tree(tree), is_declared)
 
 
 def parse(path: Path) -> ast.Module:
@@ -74,23 +91,36 @@ def parse(path: Path) -> ast.Module:
 
 
 def _defines_handle(tree: ast.Module) -> bool:
-    """Tell whether running the file may bind `handle`; functions and classes are not entered."""
-    stack: list[ast.AST] = [*tree.body]
-    while stack:
-        node = stack.pop()
+    """Tell whether running the file may bind `handle`, in whatever way."""
+    for node in _run_at_import(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names = [node.name]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.asname or alias.name for alias in node.names]
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names = [node.id]
         else:
-            names = []
-            if not isinstance(node, (ast.AsyncFunctionDef, ast.Lambda)):
-                stack += ast.iter_child_nodes(node)
+            names = [node.id] if _is_assigned(node) else []
         if "handle" in names or "*" in names:
             return True
     return False
+
+
+def _declares_operations(tree: ast.Module) -> bool:
+    """Tell whether the file assigns `operations`; an import of that name is the module of ours."""
+    return any(_is_assigned(node) and node.id == "operations" for node in _run_at_import(tree))
+
+
+def _run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield what runs when the file is imported; functions and classes are not entered."""
+    stack: list[ast.AST] = [*tree.body]
+    while stack:
+        node = stack.pop()
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Lambda)):
+            stack += ast.iter_child_nodes(node)
+
+
+def _is_assigned(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def _title(tree: ast.Module) -> str:

@@ -17,10 +17,11 @@ one kind into the other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import CodeType
+from typing import TYPE_CHECKING
 
 from migrate_ckpt.errors import InvalidHistory, MigrationFailed
 from migrate_ckpt.history import (
@@ -34,6 +35,9 @@ from migrate_ckpt.history import (
 from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
+
+if TYPE_CHECKING:
+    from migrate_ckpt.operations.operation import Operation
 
 OnStep = Callable[[int, int, str], None]
 """Called before each migration with its position, counted from one, their count, its name."""
@@ -92,7 +96,8 @@ class _Run:
             self._adopt_history()
         # A migration that calls sys.exit must not end the process that runs it.
         except (Exception, SystemExit) as error:
-            raise self._failure(migration, position, error) from error
+            cause = error.__cause__ if isinstance(error, _OperationFailed) else error
+            raise self._failure(migration, position, error) from cause
         self._record(migration, time.perf_counter() - started)
 
     def finish(self) -> tuple[CkptType, Report]:
@@ -152,7 +157,8 @@ class _Run:
         self, migration: Migration, position: int, error: BaseException
     ) -> MigrationFailed:
         count = len(self.plan.to_run)
-        reason = str(error) if isinstance(error, _BadResult) else _describe(error)
+        is_sentence = isinstance(error, (_BadResult, _OperationFailed))
+        reason = str(error) if is_sentence else _describe(error)
         where = _where(migration, error)
         return MigrationFailed(
             f"The migration {migration.name} ({position} of {count}) failed{where}: {reason}",
@@ -167,8 +173,15 @@ class _BadResult(TypeError):
     """`handle` returned what is no checkpoint."""
 
 
+class _OperationFailed(Exception):
+    """Says which operation of a declared migration failed; its cause says why."""
+
+
 def _apply(migration: Migration, ckpt: CkptType) -> CkptType:
-    result: object = migration.callback(ckpt)
+    if migration.operations is None:
+        result: object = migration.callback(ckpt)
+    else:
+        result = _apply_operations(migration.operations, ckpt)
     if result is None:
         raise _BadResult("it returned nothing. End it with `return ckpt`.")
     if not isinstance(result, MutableMapping):
@@ -176,6 +189,17 @@ def _apply(migration: Migration, ckpt: CkptType) -> CkptType:
             f"it returned a {type(result).__name__}, and a checkpoint is a mutable mapping."
         )
     return result
+
+
+def _apply_operations(operations: Sequence[Operation], ckpt: CkptType) -> CkptType:
+    for position, operation in enumerate(operations, 1):
+        try:
+            ckpt = operation(ckpt)
+        except Exception as error:
+            raise _OperationFailed(
+                f"its operation {position} of {len(operations)}, {operation}: {_describe(error)}"
+            ) from error
+    return ckpt
 
 
 def _describe(error: BaseException) -> str:

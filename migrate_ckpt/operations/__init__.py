@@ -1,0 +1,37 @@
+"""Verbs for migrations: each call makes an operation, to be called on a checkpoint or to be listed.
+
+    operations = [strip_prefix("module"), rename("head.weight", "classifier.weight")]
+
+Importing this package needs the standard library only; torch is loaded when a tensor is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from migrate_ckpt.operations.operation import Operation as Operation
+    from migrate_ckpt.operations.renaming import add_prefix as add_prefix
+    from migrate_ckpt.operations.renaming import rename as rename
+    from migrate_ckpt.operations.renaming import strip_prefix as strip_prefix
+
+_MODULES = {
+    "operation": ("Operation",),
+    "renaming": ("add_prefix", "rename", "strip_prefix"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,42 @@
+"""A migration that lists its operations in place of a function."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from migrate_ckpt.errors import InvalidMigrationFile
+from migrate_ckpt.migration import CkptType, Migration
+from migrate_ckpt.migration_file import MigrationFile
+from migrate_ckpt.operations.operation import Operation
+
+
+def declared_migration(file: MigrationFile, operations: Any) -> Migration:
+    """Return the migration of a file, given what it has as `operations`.
+
+    Raises:
+        InvalidMigrationFile: That is no list of operations, or an empty one.
+    """
+    is_list = isinstance(operations, (list, tuple)) and len(operations) > 0
+    if not is_list or not all(isinstance(item, Operation) for item in operations):
+        raise InvalidMigrationFile(
+            f"The `operations` of {file.path.name} must be a list of operations, as in "
+            '`operations = [rename("a", "b")]`.',
+            path=file.path,
+            name=file.name,
+        )
+    listed = tuple(operations)
+    return Migration(
+        file.name,
+        functools.partial(apply_operations, listed),
+        file.title,
+        file.digest,
+        operations=listed,
+    )
+
+
+def apply_operations(operations: tuple[Operation, ...], ckpt: CkptType) -> CkptType:
+    """Apply operations one after the other."""
+    for operation in operations:
+        ckpt = operation(ckpt)
+    return ckpt

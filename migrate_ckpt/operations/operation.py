@@ -1,0 +1,73 @@
+"""The type of every operation: a value that says what to do to a checkpoint, and does it when called."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any
+
+from migrate_ckpt.migration import CkptType
+from migrate_ckpt.operations.paths import Path
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """One verb with its arguments, fit for `handle` (`operation(ckpt)`) and for a declared list.
+
+    Calling it changes the checkpoint in place and returns it, or returns another one that takes
+    its place. An operation that raises has changed nothing. Tensors on torch's device `meta` have
+    all that is needed: what comes out has the structure that real tensors would give.
+    """
+
+    @abstractmethod
+    def __call__(self, ckpt: CkptType) -> CkptType:
+        """Apply it to a checkpoint.
+
+        Raises:
+            OperationError: It cannot do what it says to this checkpoint, which is as it was.
+        """
+
+    @abstractmethod
+    def inverse(self, ckpt: CkptType) -> tuple[Operation, ...]:
+        """Return what undoes it, in the order to apply; `ckpt` is as it is before it is applied.
+
+        Raises:
+            NotInvertible: Its result lacks something of what was there before.
+        """
+
+    def reads(self, ckpt: CkptType) -> tuple[Path, ...]:
+        """Return the paths of the tensors whose data it looks at; the others are only carried along."""
+        return ()
+
+    def __str__(self) -> str:
+        """The operation as it could be written in Python."""
+        options = [
+            f"{field.name}={shown(getattr(self, field.name))}"
+            for field in fields(self)
+            if field.kw_only and getattr(self, field.name) != field.default
+        ]
+        text = ", ".join([*self.arguments(), *options])
+        return f"{self.verb}({text if len(text) <= 200 else text[:197] + '...'})"
+
+    def arguments(self) -> list[str]:
+        """Return the positional arguments as they could be written."""
+        return [
+            shown(getattr(self, field.name))
+            for field in fields(self)
+            if not field.kw_only and getattr(self, field.name) != field.default
+        ]
+
+    @property
+    def verb(self) -> str:
+        """The name of the function that makes it."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+def shown(value: Any) -> str:
+    """Return an argument as it could be written."""
+    if isinstance(value, re.Pattern):
+        return f"re.compile({value.pattern!r})"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return repr(value)
