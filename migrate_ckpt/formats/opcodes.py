@@ -41,14 +41,39 @@ class PlainTensor(NamedTuple):
 def push(written: ForeignGlobal | StorageHandle | PlainTensor, write_global: WriteGlobal) -> bytes:
     """The opcodes that push it on the stack of an unpickler."""
     if isinstance(written, PlainTensor):
-        return (
-            _parameter(written, write_global)
-            if written.is_parameter
-            else _tensor(written, write_global)
-        )
+        return write_global(*function_of(written)) + call(written, write_global)
     if isinstance(written, StorageHandle):
-        return _storage(written, write_global)
+        before, after = _around_key(written, write_global)
+        return before + text(written.key) + after
     return write_global(written.__module__, written.__qualname__)
+
+
+def function_of(tensor: PlainTensor) -> tuple[str, str]:
+    """Module and name of the function that rebuilds a tensor."""
+    if tensor.is_parameter:
+        return "torch._utils", "_rebuild_parameter"
+    return _rebuild(tensor)
+
+
+def call(tensor: PlainTensor, write_global: WriteGlobal) -> bytes:
+    """The opcodes that call the function of a tensor, when it is on the stack already."""
+    before, after = call_around_key(tensor, write_global)
+    return before + text(tensor.storage.key) + after
+
+
+def call_around_key(tensor: PlainTensor, write_global: WriteGlobal) -> tuple[bytes, bytes]:
+    """The same before and after the text of the storage's key: equal for tensors that differ in nothing else."""
+    if not tensor.is_parameter:
+        return _call_rebuild(tensor, write_global)
+    before, after = _call_rebuild(tensor._replace(requires_grad=False), write_global)
+    parts = (
+        after,
+        pickle.NEWTRUE if tensor.requires_grad else pickle.NEWFALSE,
+        write_global("collections", "OrderedDict"),
+        _CALL_WITH_NOTHING,
+        _END_OF_CALL,
+    )
+    return pickle.MARK + write_global(*_rebuild(tensor)) + before, b"".join(parts)
 
 
 def text(value: str) -> bytes:
@@ -57,51 +82,30 @@ def text(value: str) -> bytes:
     return pickle.BINUNICODE + _u4(len(raw)) + raw
 
 
-def _storage(handle: StorageHandle, write_global: WriteGlobal) -> bytes:
-    return b"".join(
-        (
-            _STORAGE,
-            write_global(handle.type.__module__, handle.type.__qualname__),
-            text(handle.key),
-            _location(handle.location),
-            _int(handle.numel),
-            _END_OF_ID,
-        )
-    )
+def _around_key(handle: StorageHandle, write_global: WriteGlobal) -> tuple[bytes, bytes]:
+    before = _STORAGE + write_global(handle.type.__module__, handle.type.__qualname__)
+    return before, _location(handle.location) + _int(handle.numel) + _END_OF_ID
 
 
-def _tensor(tensor: PlainTensor, write_global: WriteGlobal) -> bytes:
-    requires_grad = tensor.requires_grad and not tensor.is_parameter
+def _rebuild(tensor: PlainTensor) -> tuple[str, str]:
+    return "torch._utils", "_rebuild_tensor_v2" if tensor.dtype is None else "_rebuild_tensor_v3"
+
+
+def _call_rebuild(tensor: PlainTensor, write_global: WriteGlobal) -> tuple[bytes, bytes]:
+    before, after = _around_key(tensor.storage, write_global)
     parts = [
-        write_global(
-            "torch._utils", "_rebuild_tensor_v2" if tensor.dtype is None else "_rebuild_tensor_v3"
-        ),
-        pickle.MARK,
-        _storage(tensor.storage, write_global),
+        after,
         _int(tensor.offset),
         _ints(tensor.size),
         _ints(tensor.stride),
-        pickle.NEWTRUE if requires_grad else pickle.NEWFALSE,
+        pickle.NEWTRUE if tensor.requires_grad else pickle.NEWFALSE,
         write_global("collections", "OrderedDict"),
         _CALL_WITH_NOTHING,
     ]
     if tensor.dtype is not None:
         parts.append(write_global("torch", tensor.dtype))
     parts.append(_END_OF_CALL)
-    return b"".join(parts)
-
-
-def _parameter(tensor: PlainTensor, write_global: WriteGlobal) -> bytes:
-    parts = (
-        write_global("torch._utils", "_rebuild_parameter"),
-        pickle.MARK,
-        _tensor(tensor, write_global),
-        pickle.NEWTRUE if tensor.requires_grad else pickle.NEWFALSE,
-        write_global("collections", "OrderedDict"),
-        _CALL_WITH_NOTHING,
-        _END_OF_CALL,
-    )
-    return b"".join(parts)
+    return pickle.MARK + before, b"".join(parts)
 
 
 @lru_cache(maxsize=64)

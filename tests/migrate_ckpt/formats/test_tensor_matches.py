@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from typing import Any
 
 import pytest
 import torch
 
-from migrate_ckpt.errors import MigrateCkptError, TooLarge
-from migrate_ckpt.foreign import ForeignObject
+from migrate_ckpt.errors import MigrateCkptError, TooLarge, UnwritableCheckpoint
+from migrate_ckpt.foreign import ForeignGlobal, ForeignObject
+from migrate_ckpt.formats.opcodes import PlainTensor
 from migrate_ckpt.formats.outline_tensors import OutlineTensors
 from migrate_ckpt.formats.pickle_reader import read_pickle
+from migrate_ckpt.formats.pickle_writer import _Placeholders, _write_in_python, write_pickle
 from migrate_ckpt.formats.shadow import check_pickle
 from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.formats.storages import StorageHandle
 from migrate_ckpt.formats.tensor_matches import TensorMatches
+from migrate_ckpt.formats.tensor_writer import TensorWriter
 from migrate_ckpt.formats.tensors import MappedTensors
 from migrate_ckpt.formats.torch_zip import TorchZip
 
@@ -285,3 +290,34 @@ def test_a_changed_byte_changes_both_readings_alike(container, seed):
         seen.add(isinstance(matched, tuple))
 
     assert seen == {True, False}
+
+
+def test_the_fast_writer_and_the_one_in_python_write_the_same_tensors(container):
+    value = read_pickle(data_of(container), MappedTensors(container)).value
+
+    fast = write_pickle(value, TensorWriter(container))
+    plain = _write_in_python(value, TensorWriter(container), 2)
+
+    assert outcome(fast, MappedTensors(container)) == outcome(plain, MappedTensors(container))
+    assert outcome(fast, MappedTensors(container))[0] == describe(value)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data, token: data.replace(token, b"", 1),
+        lambda data, token: data + token,
+        lambda data, token: data.replace(b"\x85", b"\x86"),
+        lambda data, token: data.replace(b"\x8a", b"\x8b"),
+    ],
+    ids=["one is missing", "one too many", "not a call", "not a number"],
+)
+def test_a_tensor_that_the_pickler_writes_unexpectedly_is_an_error(spoil):
+    placeholders = _Placeholders()
+    storage = StorageHandle(ForeignGlobal.named("torch", "FloatStorage"), "0", "cpu", 3, None)
+    _, (number,) = placeholders.add_tensor(PlainTensor(storage, 0, (3,), (1,), False, None, False))
+    data = pickle.dumps((number,), 2)[2:-1] + b"R."
+    assert b"FloatStorage" in placeholders.replace(data, free_memo=7)
+
+    with pytest.raises(UnwritableCheckpoint, match="unexpected"):
+        placeholders.replace(spoil(data, placeholders._token), free_memo=7)
