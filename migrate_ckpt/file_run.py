@@ -106,7 +106,8 @@ def start_run(
     threads: int,
 ) -> Run:
     """Run a set on a source; the run owns it from then on. Checksums are compared by so many threads."""
-    container = open_container(source)
+    with without_garbage_collection():
+        container = open_container(source)
     verification = Verification(source, container.checksums, threads=threads)
     try:
         report, pieces = _migrate(container, migrations, options, on_step)

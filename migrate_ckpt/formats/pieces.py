@@ -39,12 +39,12 @@ class Pieces:
         self.size = 0
 
     def add_bytes(self, data: NewBytes) -> None:
-        """Append new bytes. A memoryview is kept as it is and must stay valid until the pieces are written."""
+        """Append new bytes. A long memoryview is kept as it is and must stay valid until the pieces are written."""
         count = len(data)
         if not count:
             return
         last = self._pieces[-1] if self._pieces else None
-        if isinstance(data, memoryview) and count > BLOCK_BYTES:
+        if count > BLOCK_BYTES:
             self._pieces.append(data)
         elif isinstance(last, bytearray) and len(last) + count <= BLOCK_BYTES:
             last += data

@@ -13,6 +13,7 @@ import struct
 
 from migrate_ckpt.errors import UnreadableCheckpoint, UnsafePickle
 from migrate_ckpt.formats.shadow_opcodes import ATOM_LENGTHS, OTHERS
+from migrate_ckpt.formats.shadow_runs import EntryRuns
 from migrate_ckpt.formats.shadows import (
     ATOM,
     CALL_BYTES,
@@ -59,6 +60,8 @@ def _follow(shadows: Shadows) -> int:
     size = len(data)
     position = tuples = calls = memoized = 0
     has_put = False
+    last_length = -1
+    runs = EntryRuns(data)
     tensors = shadows.tensors
     fetched = shadows.fetched
     while True:
@@ -86,8 +89,15 @@ def _follow(shadows: Shadows) -> int:
             push(recall(index, ATOM))
             position += 2
         elif code == 0x58:  # BINUNICODE
-            push(ATOM)
             (length,) = _u4(data, position + 1)
+            if length == last_length:
+                position, pushed = runs.take(position, length)
+                if pushed:
+                    stack += pushed
+                    has_put = True
+                    continue
+            last_length = length
+            push(ATOM)
             position += 5 + length
         elif code == 0x28:  # MARK
             marks.append(len(stack))

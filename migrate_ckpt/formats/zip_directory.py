@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,6 +15,8 @@ MAX_ENTRIES = 1_000_000
 MAX_DIRECTORY_BYTES = 256 << 20
 
 _NO_NAMES = frozenset(("", ".", ".."))
+# Of most records; whatever else is a good name is looked at more closely.
+_PLAIN_NAME = re.compile(rb"[A-Za-z0-9_]+/data/[0-9]+").fullmatch
 
 
 class CentralHeader(NamedTuple):
@@ -114,8 +117,9 @@ def _central_headers(directory: bytes, count: int) -> Iterator[CentralHeader]:
         position += name_length + extra_length
         if mark != b"PK\1\2" or position > len(directory) or comment_length or disk:
             raise UnreadableCheckpoint("the zip's directory is damaged")
-        name = _check_name(raw_name)
-        size, packed, offset = _widen(extra, size, packed, offset)
+        name = raw_name.decode("ascii") if _PLAIN_NAME(raw_name) else _check_name(raw_name)
+        if size == U32 or packed == U32 or offset == U32:
+            size, packed, offset = _widen(extra, size, packed, offset)
         if size != packed and not method:
             raise UnreadableCheckpoint(f"record {name!r} has two different sizes")
         yield CentralHeader(name, flags, method, crc, size, offset)
@@ -138,8 +142,6 @@ def _check_name(raw: bytes) -> str:
 
 def _widen(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
     """Size, packed size and header offset, taken from the zip64 extra field where the narrow ones are full."""
-    if size < U32 and packed < U32 and offset < U32:
-        return size, packed, offset
     needed = [value == U32 for value in (size, packed, offset)]
     wide = _extra_field(extra, 1)
     if len(wide) < 8 * sum(needed):

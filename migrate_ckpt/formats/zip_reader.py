@@ -8,6 +8,7 @@ So there is one directory at the very end, one entry for each stretch of bytes, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 from migrate_ckpt.errors import UnreadableCheckpoint
 from migrate_ckpt.formats.source import Source
@@ -40,13 +41,14 @@ def read_directory(source: Source) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     folded: set[str] = set()
     previous_end = 0
-    for header in sorted(headers, key=lambda header: header.header_offset):
+    for header in sorted(headers, key=attrgetter("header_offset")):
         name = header.name
-        if name.lower() in folded:
+        lower = name.lower()
+        if lower in folded:
             raise UnreadableCheckpoint(
                 f"two records of the zip are called {name!r} (case does not count)"
             )
-        folded.add(name.lower())
+        folded.add(lower)
         gap = header.header_offset - previous_end
         if not 0 <= gap <= MAX_GAP_BYTES:
             raise UnreadableCheckpoint(
@@ -68,12 +70,13 @@ class _Window:
         self._start = 0
         self._data = b""
 
-    def read(self, offset: int, count: int) -> bytes:
+    def at(self, offset: int, count: int) -> tuple[bytes, int]:
+        """Bytes with the `count` from `offset` on in them, unless the source ends before, and where these begin."""
         start = offset - self._start
         if start < 0 or start + count > len(self._data):
             self._start, start = offset, 0
             self._data = self._source.read(offset, max(count, WINDOW_BYTES))
-        return self._data[start : start + count]
+        return self._data, start
 
 
 def _refuse_torchscript(names: Iterable[str]) -> None:
@@ -93,13 +96,16 @@ def _read_entry(window: _Window, header: CentralHeader, *, limit: int) -> Entry:
         raise UnreadableCheckpoint(
             f"record {name!r} is compressed or encrypted; torch stores records as they are"
         )
-    raw = window.read(header.header_offset, LOCAL_HEADER.size + MAX_NAME_BYTES)
-    if len(raw) < LOCAL_HEADER.size:
+    data, start = window.at(header.header_offset, LOCAL_HEADER.size + MAX_NAME_BYTES)
+    name_start = start + LOCAL_HEADER.size
+    if len(data) < name_start:
         raise UnreadableCheckpoint(f"record {name!r} lies outside the file")
     mark, _, flags, method, _, _, crc, packed, size, name_length, extra_length = (
-        LOCAL_HEADER.unpack_from(raw)
+        LOCAL_HEADER.unpack_from(data, start)
     )
-    local_name = raw[LOCAL_HEADER.size : LOCAL_HEADER.size + name_length]
+    if name_length > MAX_NAME_BYTES:
+        raise UnreadableCheckpoint(f"a record has a name of {name_length} bytes: {name[:80]!r}")
+    local_name = data[name_start : name_start + name_length]
     if mark != b"PK\3\4" or local_name != name.encode() or flags != header.flags or method:
         raise UnreadableCheckpoint(f"the two headers of record {name!r} contradict each other")
     has_descriptor = bool(flags & FLAG_DESCRIPTOR)
@@ -128,10 +134,10 @@ def _same_sizes(
 
 def _descriptor_size(window: _Window, header: CentralHeader, offset: int, limit: int) -> int:
     """Length of the data descriptor at `offset`; torch writes sizes of 8 bytes once an offset or size needs them."""
-    raw = window.read(offset, 24)
+    data, start = window.at(offset, DESCRIPTOR64.size)
     for layout in (DESCRIPTOR, DESCRIPTOR64):
-        if len(raw) >= layout.size and offset + layout.size <= limit:
-            mark, crc, packed, size = layout.unpack_from(raw)
+        if len(data) >= start + layout.size and offset + layout.size <= limit:
+            mark, crc, packed, size = layout.unpack_from(data, start)
             if mark == b"PK\7\x08" and packed == size == header.size and crc == header.crc:
                 return layout.size
     if header.size == 0:
