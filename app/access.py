@@ -273,4 +273,4 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
         found = os.stat(file)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns

@@ -30,7 +30,7 @@ KEPT_PLACES_SHARE = 4
 CLAIM_SECONDS = 30.0
 
 # What is told to clients before any run has shown how long one takes.
-GUESSED_RUN_SECONDS = 5.0
+GUESSED_RUN_SECONDS = 1.0
 MAX_RETRY_AFTER_SECONDS = 3600
 REMEMBERED_RUNS = 50
 
