@@ -11,14 +11,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from migrate_ckpt.operations.contents import add as add
+    from migrate_ckpt.operations.contents import drop as drop
     from migrate_ckpt.operations.operation import Operation as Operation
+    from migrate_ckpt.operations.reindexing import reindex as reindex
     from migrate_ckpt.operations.renaming import add_prefix as add_prefix
     from migrate_ckpt.operations.renaming import rename as rename
     from migrate_ckpt.operations.renaming import strip_prefix as strip_prefix
+    from migrate_ckpt.operations.reshaping import cast as cast
+    from migrate_ckpt.operations.reshaping import concat as concat
+    from migrate_ckpt.operations.reshaping import split as split
 
 _MODULES = {
+    "contents": (
+        "add",
+        "drop",
+    ),
     "operation": ("Operation",),
-    "renaming": ("add_prefix", "rename", "strip_prefix"),
+    "reindexing": ("reindex",),
+    "renaming": (
+        "add_prefix",
+        "rename",
+        "strip_prefix",
+    ),
+    "reshaping": (
+        "cast",
+        "concat",
+        "split",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

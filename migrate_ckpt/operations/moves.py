@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from migrate_ckpt.errors import KeyCollision
+from migrate_ckpt.errors import KeyCollision, OperationError
 from migrate_ckpt.operations.module_versions import move_versions, versions_of
 from migrate_ckpt.operations.sections import StateDict, is_tensor
 
@@ -58,7 +58,10 @@ class Move:
     def inverse(self, state_dict: StateDict) -> Move:
         """Return the move back from what this one makes of a state dict."""
         values = [state_dict[key] for key in self.sources]
-        return Move(self.targets, self.sources, self.action.inverse(values))
+        try:
+            return Move(self.targets, self.sources, self.action.inverse(values))
+        except OperationError as error:
+            raise type(error)(f"{list_keys(self.sources)}: {error}", keys=self.sources) from error
 
 
 def apply_moves(state_dict: StateDict, moves: Sequence[Move]) -> None:
@@ -112,15 +115,18 @@ def _make(state_dict: StateDict, moves: Iterable[Move]) -> dict[str, Any]:
     known: dict[Hashable, Sequence[Any]] = {}
     for move in moves:
         values = [state_dict[key] for key in move.sources]
-        if not move.action.reads:
-            results = move.action(values)
-        else:
-            same = (move.action, *map(_identity, values))
-            if same not in known:
-                known[same] = move.action(values)
-            results = known[same]
-        made.update(zip(move.targets, results, strict=True))
+        same = (move.action, *map(_identity, values)) if move.action.reads else move
+        if same not in known:
+            known[same] = _act(move, values)
+        made.update(zip(move.targets, known[same], strict=True))
     return made
+
+
+def _act(move: Move, values: Sequence[Any]) -> Sequence[Any]:
+    try:
+        return move.action(values)
+    except OperationError as error:
+        raise type(error)(f"{list_keys(move.sources)}: {error}", keys=move.sources) from error
 
 
 def _identity(value: Any) -> Hashable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from migrate_ckpt.operations.module_versions import versions_of
 from migrate_ckpt.operations.moves import Move, apply_moves, list_keys, replace_items
 from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import Path, show_path
+from migrate_ckpt.operations.patterns import KeyPattern, compiled
 from migrate_ckpt.operations.sections import Sections, StateDict, find_sections, own_keys
 
 Missing: TypeAlias = Literal["error", "skip"]
@@ -101,6 +103,25 @@ class StateDictOperation(Operation):
         near = [n for text in missing for n in difflib.get_close_matches(text, keys, n=2)]
         hint = f"; close to it is {list_keys(near)}" if near else f"; there is {list_keys(keys, 3)}"
         raise KeysNotFound(f"no key is {list_keys(missing)}{hint if keys else ''}.", keys=missing)
+
+
+def to_patterns(keys: KeyPattern | Sequence[KeyPattern]) -> tuple[KeyPattern, ...]:
+    """Return one pattern or several as a tuple; a wrong template is refused.
+
+    Raises:
+        ValueError: There is none, or one is no template.
+    """
+    patterns = (keys,) if isinstance(keys, (str, re.Pattern)) else tuple(keys)
+    if not patterns:
+        raise ValueError("The list of keys is empty.")
+    for pattern in patterns:
+        compiled(pattern)
+    return patterns
+
+
+def pattern_text(pattern: KeyPattern) -> str:
+    """Return a pattern as it is written in messages."""
+    return pattern if isinstance(pattern, str) else pattern.pattern
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,254 @@
+"""What operations do to the tensors themselves. Each result has memory of its own, and no more than it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from migrate_ckpt.errors import NotInvertible, OperationError
+from migrate_ckpt.operations.moves import KEEP, Action
+from migrate_ckpt.operations.sections import is_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+_Kind: TypeAlias = tuple[bool, bool]
+"""Whether a tensor is a parameter, and whether it requires a gradient."""
+
+
+@dataclass(frozen=True)
+class SplitTensor:
+    """Cut a tensor along a dimension, into parts of these sizes or so many equal ones.
+
+    A part is of the kind of the whole, if it is not said of which.
+    """
+
+    dim: int
+    count: int
+    sizes: tuple[int, ...] | None = None
+    kinds: tuple[_Kind, ...] | None = None
+    reads = True
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        import torch
+
+        tensor = _dense(values[0])
+        length = _length(tensor, self.dim)
+        sizes = self.sizes or (length // self.count,) * self.count
+        if sum(sizes) != length:
+            wanted = f"{self.count} equal parts" if self.sizes is None else f"parts of {sizes}"
+            raise OperationError(
+                f"a tensor of shape {tuple(tensor.shape)} cannot be split into {wanted} along "
+                f"dimension {self.dim}, where it has {length}."
+            )
+        parts = torch.split(tensor.detach(), list(sizes), self.dim)
+        kinds = self.kinds or (_kind(tensor),) * self.count
+        return [
+            _of_kind(kind, part.clone(memory_format=torch.contiguous_format))
+            for kind, part in zip(kinds, parts, strict=True)
+        ]
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        return ConcatTensors(self.dim)
+
+
+@dataclass(frozen=True)
+class ConcatTensors:
+    """Join tensors of one dtype along a dimension."""
+
+    dim: int
+    reads = True
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        import torch
+
+        tensors = [_dense(value) for value in values]
+        lengths = [_length(tensor, self.dim) for tensor in tensors]
+        rest = {(_without(tensor, self.dim), tensor.dtype) for tensor in tensors}
+        if len(rest) > 1 or not lengths:
+            shown = ", ".join(f"{_name(t.dtype)}{list(t.shape)}" for t in tensors)
+            raise OperationError(
+                f"tensors of {shown} cannot be joined along dimension {self.dim}: all else of the "
+                "shape, and the dtype, must be the same."
+            )
+        return [_of_kind(_kind(tensors[0]), torch.cat([t.detach() for t in tensors], self.dim))]
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        tensors = [_dense(value) for value in values]
+        sizes = tuple(_length(tensor, self.dim) for tensor in tensors)
+        return SplitTensor(self.dim, len(values), sizes, tuple(map(_kind, tensors)))
+
+
+@dataclass(frozen=True)
+class CastTensor:
+    """Give a tensor another dtype, named as torch names it."""
+
+    dtype: str
+    reads = True
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        tensor = _dense(values[0])
+        # Also where it is of this dtype already the result must not be a view of more.
+        return [_of_kind(_kind(tensor), tensor.detach().to(dtype_named(self.dtype), copy=True))]
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        tensor = _dense(values[0])
+        if not _holds_all_of(dtype_named(self.dtype), tensor.dtype):
+            raise NotInvertible(
+                f"{self.dtype} does not hold all values of {_name(tensor.dtype)}, so the cast "
+                "cannot be undone."
+            )
+        return CastTensor(_name(tensor.dtype))
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Give the values up."""
+
+    reads = False
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        return []
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        count = sum(map(nbytes, values))
+        raise NotInvertible(f"dropped, and {count} bytes with it, so it cannot be put back.")
+
+
+@dataclass(frozen=True)
+class MakeTensor:
+    """Make a tensor of a number everywhere, or of nested tuples of numbers where no shape is given."""
+
+    value: Any
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    reads = False
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        import torch
+
+        dtype = None if self.dtype is None else dtype_named(self.dtype)
+        if self.shape is None:
+            return [torch.tensor(self.value, dtype=dtype)]
+        return [torch.full(self.shape, self.value, dtype=dtype)]
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        return _Unmake()
+
+
+@dataclass(frozen=True)
+class AddBeside:
+    """Keep a tensor and make another beside it: a copy, or one of a number with its shape and dtype."""
+
+    value: Any = None
+    dtype: str | None = None
+
+    @property
+    def reads(self) -> bool:
+        return self.value is None
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        import torch
+
+        tensor = _dense(values[0])
+        dtype = tensor.dtype if self.dtype is None else dtype_named(self.dtype)
+        if self.value is not None:
+            made = torch.full(tuple(tensor.shape), self.value, dtype=dtype, device=tensor.device)
+        else:
+            made = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return [values[0], _of_kind(_kind(tensor), made)]
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        return _Unmake()
+
+
+@dataclass(frozen=True)
+class _Unmake:
+    """Give up what was made, the last of the values, and keep what it was made beside."""
+
+    reads = False
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        return values[:-1]
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        raise NotInvertible("what was made for it is given up.")
+
+
+def cast_action(tensor: Any, dtype: str) -> Action:
+    """Return the action that gives a tensor a dtype; none if it has it."""
+    return KEEP if _name(tensor.dtype) == dtype else CastTensor(dtype)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return torch's dtype of this name.
+
+    Raises:
+        OperationError: There is none.
+    """
+    import torch
+
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise OperationError(f"torch has no dtype {name!r}.")
+    return dtype
+
+
+def nbytes(value: Any) -> int:
+    """Return the bytes of a tensor's elements; 0 for what is none."""
+    return value.numel() * value.element_size() if is_tensor(value) else 0
+
+
+def _dense(value: Any) -> torch.Tensor:
+    import torch
+
+    if not is_tensor(value) or value.layout is not torch.strided or value.is_quantized:
+        raise OperationError(f"its value is a {type(value).__name__} and no dense tensor.")
+    tensor: torch.Tensor = value
+    return tensor
+
+
+def _length(tensor: torch.Tensor, dim: int) -> int:
+    if not -tensor.dim() <= dim < tensor.dim():
+        raise OperationError(f"a tensor of shape {tuple(tensor.shape)} has no dimension {dim}.")
+    return tensor.shape[dim]
+
+
+def _without(tensor: torch.Tensor, dim: int) -> tuple[int, ...]:
+    shape = list(tensor.shape)
+    del shape[dim]
+    return tuple(shape)
+
+
+def _kind(tensor: torch.Tensor) -> _Kind:
+    import torch
+
+    return isinstance(tensor, torch.nn.Parameter), tensor.requires_grad
+
+
+def _of_kind(kind: _Kind, made: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    is_parameter, requires_grad = kind
+    requires_grad = requires_grad and (made.is_floating_point() or made.is_complex())
+    if is_parameter:
+        return torch.nn.Parameter(made, requires_grad=requires_grad)
+    return made.requires_grad_(requires_grad)
+
+
+def _holds_all_of(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    import torch
+
+    if not (wide.is_floating_point and narrow.is_floating_point):
+        return wide == narrow
+    one, other = torch.finfo(wide), torch.finfo(narrow)
+    return (
+        one.eps <= other.eps
+        and one.max >= other.max
+        and one.smallest_normal * one.eps <= other.smallest_normal * other.eps
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
