@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from migrate_ckpt.files import write_checkpoint as write_checkpoint
     from migrate_ckpt.folder import MigrationFile as MigrationFile
     from migrate_ckpt.folder import MigrationSet as MigrationSet
-    from migrate_ckpt.folder import new_migration as new_migration
     from migrate_ckpt.folder import read_folder as read_folder
     from migrate_ckpt.folder import read_set as read_set
     from migrate_ckpt.folder import read_sets as read_sets
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.migration import CkptType as CkptType
     from migrate_ckpt.migration import Migration as Migration
     from migrate_ckpt.migration import MigrationCallback as MigrationCallback
+    from migrate_ckpt.new_file import new_migration as new_migration
     from migrate_ckpt.plan import Plan as Plan
     from migrate_ckpt.plan import Policy as Policy
     from migrate_ckpt.plan import Step as Step
@@ -109,7 +109,6 @@ _MODULES = {
     "folder": (
         "MigrationFile",
         "MigrationSet",
-        "new_migration",
         "read_folder",
         "read_set",
         "read_sets",
@@ -123,6 +122,7 @@ _MODULES = {
     "in_memory": ("migrate_ckpt", "migrate_from_folder"),
     "loader": ("get_folder_migrations",),
     "migration": ("CkptType", "Migration", "MigrationCallback"),
+    "new_file": ("new_migration",),
     "plan": ("Plan", "Policy", "Step"),
     "report": ("Report",),
     "stamping": ("stamp",),

@@ -34,19 +34,6 @@ _NOT_PART_OF_IT = (".md", ".pyc")
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBER = re.compile(r"([0-9]+)")
 
-_TEMPLATE = '''\
-"""{title}.
-
-Why: what changed in the code, and where to read about it.
-"""
-
-from migrate_ckpt import CkptType
-
-
-def handle(ckpt: CkptType) -> CkptType:
-    return ckpt
-'''
-
 
 @dataclass(frozen=True, slots=True)
 class MigrationSet:
@@ -67,7 +54,7 @@ def read_folder(path: str | PathLike[str], *, set_name: str = DEFAULT_SET) -> Mi
         OrderMismatch: The names' alphabetical order is not their numeric one.
     """
     folder = Path(path)
-    stems = _in_order(folder, sorted(p.stem for p in _listed(folder) if is_candidate(p)))
+    stems = in_order(folder, sorted(p.stem for p in listed(folder) if is_candidate(p)))
     files = tuple(read_file(folder / f"{stem}.py") for stem in stems)
     return MigrationSet(set_name, folder, files, _set_digest(folder, files))
 
@@ -110,46 +97,11 @@ def as_set(folder: str | PathLike[str] | MigrationSet, name: str = DEFAULT_SET) 
     return folder if isinstance(folder, MigrationSet) else read_set(folder, name)
 
 
-def new_migration(path: str | PathLike[str], name: str) -> Path:
-    """Write the file of a new migration that comes last in the folder's order; return its path.
-
-    Raises:
-        FolderError: The name holds other characters than letters, digits and underscores, or no
-            number in front of it makes it the last.
-    """
-    folder = Path(path)
-    if not re.fullmatch(r"\w{1,200}", name):
-        raise FolderError(
-            f"{name!r} cannot be the name of a migration: use letters, digits and underscores.",
-            path=folder,
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    stems = [file.name for file in read_folder(folder).files]
-    stem = f"{_next_number(stems)}_{name}"
-    if _in_order(folder, sorted([*stems, stem]))[-1] != stem:
-        raise FolderError(
-            f"{stem!r} would not come after {stems[-1]!r}. Write the file by hand, under a name "
-            "that does.",
-            path=folder,
-        )
-    target = folder / f"{stem}.py"
-    with target.open("x", encoding="utf-8") as file:
-        file.write(_TEMPLATE.format(title=name.replace("_", " ").strip().capitalize()))
-    return target
-
-
-def _next_number(stems: Sequence[str]) -> str:
-    """Count on from the highest number in front of a name, with as many digits."""
-    found = [number[0] for number in map(re.compile("[0-9]+").match, stems) if number]
-    last = max(found, key=int, default="0000")
-    return str(int(last) + 1).zfill(len(last))
-
-
 def sub_folders(folder: Path, *, with_migrations: bool) -> list[Path]:
     """Return the sub-folders that hold migrations, or those that do not, sorted."""
     return [
         path
-        for path in _listed(folder)
+        for path in listed(folder)
         if path.is_dir()
         and not path.name.startswith(".")
         and path.name != "__pycache__"
@@ -157,7 +109,8 @@ def sub_folders(folder: Path, *, with_migrations: bool) -> list[Path]:
     ]
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
+    """Return all that stands directly in a folder, sorted."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -172,13 +125,13 @@ def _unreadable(path: Path, error: OSError) -> FolderError:
 
 def _holds_migrations(folder: Path) -> bool:
     return not folder.name.startswith("_") and any(
-        may_be_migration(path) for path in _listed(folder) if is_candidate(path)
+        may_be_migration(path) for path in listed(folder) if is_candidate(path)
     )
 
 
-def _in_order(folder: Path, stems: list[str]) -> list[str]:
-    by_number = sorted(stems, key=_natural_key)
-    if stems == by_number or _declares_natural_order(folder):
+def in_order(folder: Path, stems: list[str]) -> list[str]:
+    by_number = sorted(stems, key=natural_key)
+    if stems == by_number or declares_natural_order(folder):
         return by_number
     moved = [pair for pair in zip(stems, by_number, strict=True) if pair[0] != pair[1]]
     early, late = moved[0]
@@ -192,12 +145,12 @@ def _in_order(folder: Path, stems: list[str]) -> list[str]:
     )
 
 
-def _natural_key(stem: str) -> tuple[list[str | int], str]:
+def natural_key(stem: str) -> tuple[list[str | int], str]:
     parts = _NUMBER.split(stem)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], stem
 
 
-def _declares_natural_order(folder: Path) -> bool:
+def declares_natural_order(folder: Path) -> bool:
     init = folder / "__init__.py"
     if not init.is_file():
         return False
@@ -221,7 +174,7 @@ def _set_digest(folder: Path, files: Sequence[MigrationFile]) -> str:
 
 
 def _files_below(folder: Path, left_out: Collection[Path]) -> Iterator[Path]:
-    for path in _listed(folder):
+    for path in listed(folder):
         if path.name.startswith(".") or path.name == "__pycache__" or path in left_out:
             continue
         if path.is_dir():

@@ -46,7 +46,7 @@ def _try_out(
     from migrate_ckpt.formats.tensors import MappedTensors, MetaTensors
 
     called = [migration for migration in migrations if migration.name in plan.to_run]
-    if all(_is_declared(migration) for migration in called):
+    if all(migration.operations is not None for migration in called):
         watch = _Watch(container, is_mapped=False)
         contents = container.read(MetaTensors(container))
         error = watch.run(contents.value, plan, called)
@@ -61,10 +61,6 @@ def _try_out(
         facts = {key: value for key, value in error.to_dict().items() if key != "report"}
         previews[error.name] = Preview(error=facts)
     return previews
-
-
-def _is_declared(migration: Migration) -> bool:
-    return False
 
 
 class _Watch:

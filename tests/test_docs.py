@@ -23,6 +23,7 @@ from app.errors import STATUSES
 from app.main import create_app
 from app.settings import Settings
 from migrate_ckpt.history import records_key
+from migrate_ckpt.linting.findings import CODES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -141,6 +142,14 @@ def test_every_exit_code_is_in_the_table() -> None:
 
     assert codes
     assert [row[0] for row in table("exit code")] == codes
+
+
+def test_every_code_of_lint_is_in_the_table_with_its_meaning() -> None:
+    documented = dict(table("code"))
+
+    assert set(documented) == set(CODES)
+    for code, text in CODES.items():
+        assert documented[code].startswith(text)
 
 
 def test_every_public_name_is_mentioned() -> None:

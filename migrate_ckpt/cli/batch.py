@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ FAILED = "failed"
 class Batch:
     """The outcomes so far."""
 
-    def __init__(self, options: Namespace, count: int) -> None:
+    def __init__(self, options: Namespace, count: int, also: Mapping[str, Any]) -> None:
         self._options = options
         self._count = count
+        self._also = also
         self._outcomes: list[tuple[Path, Outcome]] = []
         self._interrupted = False
 
@@ -66,6 +67,7 @@ class Batch:
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            **self._also,
             "files": [
                 {"source": str(source), "status": outcome.status, **outcome.data}
                 for source, outcome in self._outcomes
@@ -94,14 +96,20 @@ class Batch:
         return dict(Counter(outcome.status for _, outcome in self._outcomes))
 
 
-def act_on_each(options: Namespace, sources: Sequence[SourceFile], act: Act) -> int:
+def act_on_each(
+    options: Namespace,
+    sources: Sequence[SourceFile],
+    act: Act,
+    *,
+    also: Mapping[str, Any] | None = None,
+) -> int:
     """Act on each source and go on after a failure; gives the exit code.
 
-    An interrupt ends it with what has been done until then.
+    `also` is what JSON and the report say besides. An interrupt ends it with what has been done until then.
     """
     if options.report is not None and not options.report.parent.is_dir():
         refuse_usage(f"the folder of the report {str(options.report)!r} does not exist")
-    batch = Batch(options, len(sources))
+    batch = Batch(options, len(sources), also or {})
     try:
         with show_progress(len(sources)) as progress:
             for source in sources:

@@ -1,4 +1,4 @@
-"""What each command does: it asks the library, and says what the answer means."""
+"""The commands about checkpoints: each asks the library, and says what the answer means."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from migrate_ckpt.cli.progress import Progress
 from migrate_ckpt.cli.sources import SourceFile, find_sources
 from migrate_ckpt.cli.targets import find_targets, made_folder
 from migrate_ckpt.files import inspect_file, is_migrated, migrate_file, plan_file, stamp_file
-from migrate_ckpt.folder import new_migration, read_set
+from migrate_ckpt.folder import read_set
 from migrate_ckpt.formats.allowed_globals import read_allowed_globals
 
 
 def run(options: Namespace) -> int:
-    sources = find_sources(options)
+    sources = find_sources(options.sources, left_out=options.output_dir)
     targets = find_targets(options, sources)
     migrations = read_set(options.folder, options.set_name)
-    choices = {**_choices(options), "format": options.format}
+    choices = {**choices_of(options), "format": options.format}
 
     def migrate(source: SourceFile, progress: Progress) -> Outcome:
         target = targets[source.path]
@@ -55,9 +55,9 @@ def run(options: Namespace) -> int:
 
 
 def plan(options: Namespace) -> int:
-    sources = find_sources(options)
+    sources = find_sources(options.sources)
     migrations = read_set(options.folder, options.set_name)
-    choices = _choices(options)
+    choices = choices_of(options)
 
     def plan_one(source: SourceFile, progress: Progress) -> Outcome:
         planned = plan_file(source.path, migrations, with_changes=options.verbose, **choices)
@@ -82,7 +82,7 @@ def inspect(options: Namespace) -> int:
 
 
 def stamp(options: Namespace) -> int:
-    sources = find_sources(options)
+    sources = find_sources(options.sources, left_out=options.output_dir)
     targets = find_targets(options, sources)
     migrations = read_set(options.folder, options.set_name)
 
@@ -94,15 +94,6 @@ def stamp(options: Namespace) -> int:
         return Outcome("stamped", [Line(text)], {"target": str(target), "history": list(names)})
 
     return act_on_each(options, sources, stamp_one)
-
-
-def new(options: Namespace) -> int:
-    path = new_migration(options.folder, options.name)
-    if options.json:
-        print_json({"path": str(path)})
-    else:
-        print(path)
-    return DONE
 
 
 def _is_done_already(options: Namespace, source: Path, target: Path) -> bool:
@@ -118,7 +109,7 @@ def _is_done_already(options: Namespace, source: Path, target: Path) -> bool:
     )
 
 
-def _choices(options: Namespace) -> dict[str, Any]:
+def choices_of(options: Namespace) -> dict[str, Any]:
     return {
         "to": options.to,
         "policy": options.policy,

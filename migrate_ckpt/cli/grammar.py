@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from migrate_ckpt import __version__
-from migrate_ckpt.cli import commands as do
+from migrate_ckpt.cli import commands, folder_commands
 from migrate_ckpt.folder import DEFAULT_SET
 from migrate_ckpt.formats.conversion import Format
+from migrate_ckpt.linting.findings import CODES
 from migrate_ckpt.plan import Policy
 
 _EPILOG = """exit codes:
   0    done, or nothing to do
-  1    the answer is no: migrations are pending
+  1    the answer is no: migrations are pending, or there are findings
   2    wrong usage, folder or path
   3    a checkpoint cannot be read
   4    a checkpoint's history was refused
@@ -55,8 +56,32 @@ example:
   migrate-ckpt stamp fresh.ckpt --in-place
 """
 
-_NEW_EXAMPLES = """example:
+_NEW_EXAMPLES = """A folder's _template.py is copied, if there is one, with the title in the place of {title}.
+
+examples:
   migrate-ckpt new rename_encoder                      migrations/0003_rename_encoder.py
+  migrate-ckpt new rename_encoder --handle             with a function in place of a list of operations
+"""
+
+_LINT_EPILOG = (
+    "codes:\n"
+    + "".join(f"  {code}  {text}\n" for code, text in CODES.items())
+    + """
+A line that ends with "# noqa: MC008" is meant so; what concerns the whole file stands at its first line.
+
+examples:
+  migrate-ckpt lint
+  migrate-ckpt lint --against 'runs/**/*.ckpt'         also finds what was edited since it was applied there
+"""
+)
+
+_CHECK_EXAMPLES = """Reads the folder and imports every migration, as a run would. In checkpoints, all that is
+pending is tried out in memory; nothing is written. Missed, unknown and changed migrations in
+their histories count as findings.
+
+examples:
+  migrate-ckpt check
+  migrate-ckpt check tests/checkpoints                 for CI: old checkpoints that must stay migratable
 """
 
 
@@ -68,14 +93,14 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"migrate-ckpt {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_plan, _add_inspect, _add_stamp, _add_new):
-        add(commands)
+    words = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_run, _add_plan, _add_inspect, _add_stamp, _add_new, _add_lint, _add_check):
+        add(words)
     return parser
 
 
-def _add_run(commands: Any) -> None:
-    run = _add(commands, "run", do.run, "migrate checkpoints", _RUN_EXAMPLES)
+def _add_run(words: Any) -> None:
+    run = _add(words, "run", commands.run, "migrate checkpoints", _RUN_EXAMPLES)
     _add_sources(run)
     _add_targets(run)
     _add_choices(run)
@@ -84,9 +109,9 @@ def _add_run(commands: Any) -> None:
     )
 
 
-def _add_plan(commands: Any) -> None:
+def _add_plan(words: Any) -> None:
     text = "say what run would do; exit code 1 if that is anything"
-    plan = _add(commands, "plan", do.plan, text, _PLAN_EXAMPLES)
+    plan = _add(words, "plan", commands.plan, text, _PLAN_EXAMPLES)
     _add_sources(plan)
     _add_choices(plan)
     plan.add_argument(
@@ -97,35 +122,67 @@ def _add_plan(commands: Any) -> None:
     )
 
 
-def _add_inspect(commands: Any) -> None:
+def _add_inspect(words: Any) -> None:
     text = "say what a checkpoint holds, without running anything of it"
-    inspect = _add(commands, "inspect", do.inspect, text, _INSPECT_EXAMPLES)
+    inspect = _add(words, "inspect", commands.inspect, text, _INSPECT_EXAMPLES)
     inspect.add_argument("source", type=Path, metavar="FILE")
 
 
-def _add_stamp(commands: Any) -> None:
+def _add_stamp(words: Any) -> None:
     text = "write all migrations into the history and run none"
-    stamp = _add(commands, "stamp", do.stamp, text, _STAMP_EXAMPLES)
+    stamp = _add(words, "stamp", commands.stamp, text, _STAMP_EXAMPLES)
     _add_sources(stamp)
     _add_targets(stamp)
     _add_folder(stamp)
     _add_set(stamp)
 
 
-def _add_new(commands: Any) -> None:
-    new = _add(commands, "new", do.new, "start a new migration file", _NEW_EXAMPLES)
+def _add_new(words: Any) -> None:
+    new = _add(words, "new", folder_commands.new, "start a new migration file", _NEW_EXAMPLES)
     new.add_argument("name", metavar="NAME", help="what it does, as in rename_encoder")
+    form = new.add_mutually_exclusive_group()
+    form.add_argument(
+        "--operations",
+        dest="form",
+        action="store_const",
+        const="operations",
+        help="with a list of operations (the default, unless the folder has a _template.py)",
+    )
+    form.add_argument(
+        "--handle", dest="form", action="store_const", const="handle", help="with a function"
+    )
     _add_folder(new)
 
 
+def _add_lint(words: Any) -> None:
+    text = "find mistakes in the migrations, without running them"
+    lint = _add(words, "lint", folder_commands.lint, text, _LINT_EPILOG)
+    lint.add_argument(
+        "--against",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="SOURCE",
+        help="checkpoints whose histories say what was applied",
+    )
+    _add_folder(lint)
+
+
+def _add_check(words: Any) -> None:
+    text = "check that the migrations can be run, and that they migrate the given checkpoints"
+    check = _add(words, "check", folder_commands.check, text, _CHECK_EXAMPLES)
+    _add_sources(check, least="*")
+    _add_choices(check)
+
+
 def _add(
-    commands: Any,
+    words: Any,
     name: str,
     command: Callable[[argparse.Namespace], int],
     text: str,
     examples: str,
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: argparse.ArgumentParser = words.add_parser(
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
@@ -137,8 +194,8 @@ def _add(
     return parser
 
 
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
+def _add_sources(parser: argparse.ArgumentParser, *, least: str = "+") -> None:
+    parser.add_argument("sources", nargs=least, type=Path, metavar="SOURCE")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write what came of each file as JSON"
     )

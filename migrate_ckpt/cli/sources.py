@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +21,13 @@ class SourceFile:
     name: Path
 
 
-def find_sources(options: Namespace) -> list[SourceFile]:
-    """All files that the arguments name: files themselves, folders with all below them, and patterns.
+def find_sources(paths: Sequence[Path], *, left_out: Path | None = None) -> list[SourceFile]:
+    """All files that are named: files themselves, folders with all below them, and patterns.
 
-    What stands in `--output-dir` is the result of an earlier run, and not found again.
+    What stands below `left_out`, where the results of an earlier run are, is not found again.
     """
-    left_out = getattr(options, "output_dir", None)
     found: list[SourceFile] = []
-    for path in options.sources:
+    for path in paths:
         seen = {file.path for file in found}
         found += [file for file in _expand(path, left_out) if file.path not in seen]
     return found

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from migrate_ckpt.errors import FolderError, InvalidMigrationFile, OrderMismatch, UnknownSet
-from migrate_ckpt.folder import MigrationSet, new_migration, read_folder, read_set, read_sets
+from migrate_ckpt.folder import MigrationSet, read_folder, read_set, read_sets
+from migrate_ckpt.new_file import new_migration
 
 from .conftest import WriteFolder
 

@@ -1,0 +1,104 @@
+"""The commands about a folder of migrations: new, lint and check."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from migrate_ckpt.check import FolderCheck, check_folder
+from migrate_ckpt.cli.batch import Outcome, act_on_each
+from migrate_ckpt.cli.commands import choices_of
+from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, MIGRATION_FAILED
+from migrate_ckpt.cli.output import Line, counted, print_json, print_lines, shown
+from migrate_ckpt.cli.plan_output import describe_plan
+from migrate_ckpt.cli.progress import Progress
+from migrate_ckpt.cli.sources import SourceFile, find_sources
+from migrate_ckpt.errors import InvalidHistory
+from migrate_ckpt.files import inspect_file, plan_file
+from migrate_ckpt.folder import read_set
+from migrate_ckpt.history import History
+from migrate_ckpt.linting.folder_lint import lint_folder
+from migrate_ckpt.new_file import new_migration
+from migrate_ckpt.outline import printable
+
+
+def new(options: Namespace) -> int:
+    path = new_migration(options.folder, options.name, form=options.form)
+    if options.json:
+        print_json({"path": str(path)})
+    else:
+        print(shown(path))
+    return DONE
+
+
+def lint(options: Namespace) -> int:
+    histories = {
+        shown(source.path): _history_of(source.path) for source in find_sources(options.against)
+    }
+    findings = lint_folder(options.folder, histories=histories)
+    if options.json:
+        print_json({"findings": [finding.to_dict() for finding in findings]})
+    else:
+        print_lines(
+            [Line(printable(str(finding))) for finding in findings] or [Line("no findings")]
+        )
+    return ANSWER_IS_NO if findings else DONE
+
+
+def check(options: Namespace) -> int:
+    found = check_folder(options.folder)
+    data = _check_data(found)
+    for error in found.problems:
+        print(f"{shown(error.path)}: {printable(str(error))}", file=sys.stderr)
+    if found.problems or not options.sources:
+        if options.json:
+            print_json(data)
+        elif not found.problems:
+            print_lines(_describe_sets(options.folder, found))
+        return ANSWER_IS_NO if found.problems else DONE
+    if not options.json:
+        print_lines(_describe_sets(options.folder, found))
+    return _check_checkpoints(options, data)
+
+
+def _check_checkpoints(options: Namespace, data: Mapping[str, Any]) -> int:
+    sources = find_sources(options.sources)
+    migrations = read_set(options.folder, options.set_name)
+    choices = choices_of(options)
+
+    def check_one(source: SourceFile, progress: Progress) -> Outcome:
+        plan = plan_file(source.path, migrations, with_changes=True, **choices)
+        data = {"plan": plan.to_dict()}
+        lines = describe_plan(source.path, plan, verbose=False)
+        lines += [Line(f"  {sentence}", "yellow") for sentence in plan.warnings]
+        if plan.failing is not None:
+            reason = (plan.failing.preview.error or {}) if plan.failing.preview else {}
+            lines.append(Line(f"  {printable(str(reason.get('message')))}", "bold red"))
+            return Outcome("would fail", lines, data, MIGRATION_FAILED)
+        if plan.missed or plan.unknown or plan.changed:
+            return Outcome("in doubt", lines, data, ANSWER_IS_NO)
+        return Outcome("good", lines, data)
+
+    return act_on_each(options, sources, check_one, also=data)
+
+
+def _check_data(found: FolderCheck) -> dict[str, Any]:
+    return {
+        "sets": {each.name: [file.name for file in each.files] for each in found.sets},
+        "problems": [{**error.to_dict(), "path": str(error.path)} for error in found.problems],
+    }
+
+
+def _describe_sets(folder: Path, found: FolderCheck) -> Iterator[Line]:
+    for each in found.sets:
+        yield Line(f"{shown(folder)}, set {each.name}: {counted(len(each.files))}, all can be run")
+
+
+def _history_of(path: Path) -> History:
+    inspection = inspect_file(path)
+    if inspection.history_error is not None:
+        raise InvalidHistory(inspection.history_error)
+    return inspection.history or History()

@@ -1,0 +1,92 @@
+"""Starts a new migration file, from the folder's own template or one of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from migrate_ckpt.errors import FolderError
+from migrate_ckpt.folder import in_order, read_folder
+
+Form: TypeAlias = Literal["operations", "handle"]
+"""What a migration consists of: a declared list of operations, or a function."""
+
+TEMPLATE_NAME = "_template.py"
+_TITLE = "{title}"
+
+_TEMPLATES: dict[Form, str] = {
+    "operations": '''\
+"""{title}.
+
+Why: what changed in the code, and where to read about it.
+"""
+
+from migrate_ckpt.operations import rename
+
+operations = [
+    rename("old.name", "new.name"),
+]
+''',
+    "handle": '''\
+"""{title}.
+
+Why: what changed in the code, and where to read about it.
+"""
+
+from migrate_ckpt import CkptType
+
+
+def handle(ckpt: CkptType) -> CkptType:
+    return ckpt
+''',
+}
+
+
+def new_migration(path: str | PathLike[str], name: str, *, form: Form | None = None) -> Path:
+    """Write the file of a new migration that comes last in the folder's order; return its path.
+
+    It is a copy of the folder's `_template.py`, with the title in the place of `{title}`. Where
+    there is none, or a form is asked for, it is one of ours: by default a list of operations.
+
+    Raises:
+        FolderError: The name holds other characters than letters, digits and underscores, or no
+            number in front of it makes it the last.
+    """
+    folder = Path(path)
+    if not re.fullmatch(r"\w{1,200}", name):
+        raise FolderError(
+            f"{name!r} cannot be the name of a migration: use letters, digits and underscores.",
+            path=folder,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    stems = [file.name for file in read_folder(folder).files]
+    stem = f"{_next_number(stems)}_{name}"
+    if in_order(folder, sorted([*stems, stem]))[-1] != stem:
+        raise FolderError(
+            f"{stem!r} would not come after {stems[-1]!r}. Write the file by hand, under a name "
+            "that does.",
+            path=folder,
+        )
+    title = name.replace("_", " ").strip().capitalize()
+    text = _template(folder, form).replace(_TITLE, title)
+    target = folder / f"{stem}.py"
+    with target.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return target
+
+
+def _template(folder: Path, form: Form | None) -> str:
+    own = folder / TEMPLATE_NAME
+    if form is None and own.is_file():
+        return own.read_text(encoding="utf-8")
+    return _TEMPLATES[form or "operations"]
+
+
+def _next_number(stems: Sequence[str]) -> str:
+    """Count on from the highest number in front of a name, with as many digits."""
+    found = [number[0] for number in map(re.compile("[0-9]+").match, stems) if number]
+    last = max(found, key=int, default="0000")
+    return str(int(last) + 1).zfill(len(last))
