@@ -9,7 +9,6 @@ import asyncio
 import errno
 import logging
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -69,9 +68,35 @@ class Scratch:
         for descriptor in self._descriptors:
             os.close(descriptor)
         try:
-            shutil.rmtree(self.folder)
+            remove_tree(self.folder)
         except OSError:
             logger.exception("%s could not be removed", self.folder)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder in which a migration may have done anything: closed folders to us, or nested them deeply.
+
+    Raises:
+        OSError: something in it cannot be removed.
+    """
+    to_empty = [folder]
+    moved = 0
+    while to_empty:
+        emptied = to_empty.pop()
+        os.chmod(emptied, 0o700)
+        with os.scandir(emptied) as entries:
+            found = list(entries)
+        for entry in found:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            os.chmod(entry.path, 0o700)
+            moved += 1
+            # Beside the others, so that no path gets longer than the system takes.
+            place = folder.with_name(f"{folder.name}.{moved}")
+            os.rename(entry.path, place)
+            to_empty.append(place)
+        os.rmdir(emptied)
 
 
 async def new_scratch(request: Request) -> AsyncIterator[Scratch]:
