@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import copy
 import ipaddress
 import os
@@ -13,7 +14,10 @@ import uvicorn
 import uvicorn.config
 
 from app.access import SCOPES, InvalidTokens, new_token
+from app.errors import ServiceError
+from app.instance import instance_folder
 from app.main import create_app
+from app.sandbox import Sandbox
 from app.server import Server
 from app.settings import PREFIX, Settings, SettingsError, read_settings
 from migrate_ckpt import FolderError, read_sets
@@ -102,6 +106,26 @@ def check_migrations(settings: Settings) -> None:
         ) from error
 
 
+def check_sandbox(settings: Settings) -> None:
+    """Refuse a machine that lacks a layer of the sandbox, where all are required.
+
+    Raises:
+        SettingsError: it names the layer.
+    """
+    if settings.sandbox != "required":
+        return
+    try:
+        with instance_folder(settings.scratch_folder) as folder:
+            asyncio.run(_try_sandbox(Sandbox.from_settings(settings, folder)))
+    except ServiceError as error:
+        raise SettingsError(f"{PREFIX}SANDBOX=required cannot be met here: {error}") from error
+
+
+async def _try_sandbox(sandbox: Sandbox) -> None:
+    await sandbox.start()
+    await sandbox.stop()
+
+
 def serve() -> None:
     """Serve until told to stop.
 
@@ -112,6 +136,7 @@ def serve() -> None:
     host, port = read_address()
     refuse_open_address(host, settings)
     check_migrations(settings)
+    check_sandbox(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app, host=host, port=port, log_config=_log_config(), server_header=False

@@ -25,8 +25,8 @@ from migrate_ckpt import (
 
 OnStep = Callable[[int, int, str], None]
 
-# The disk is full, the quota is used up, or the file is larger than the run may write.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The disk is full, or the quota is used up.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Failure(Exception):
@@ -60,6 +60,8 @@ def _classify(error: Exception) -> _Failure:
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         message = "There was no room for the result on the service's scratch disk."
         return _Failure("no_space", message, retryable=True)
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return _Failure("too_much_output", "The run wrote a larger file than it may.")
     message = "The run failed in the service; its log has the reason under this request_id."
     return _Failure("internal", message, retryable=True)
 

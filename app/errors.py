@@ -60,6 +60,8 @@ STATUSES: Mapping[str, int] = {
     "not_invertible": 422,
     "foreign_object": 422,
     "out_of_memory": 422,
+    "too_much_output": 422,
+    "too_many_processes": 422,
     "crashed": 422,
     "internal": 500,
     "invalid_folder": 500,

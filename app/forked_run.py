@@ -13,24 +13,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from app.confinement import confine
-from app.linux import held_bytes
-from app.run_request import DONE_STATUS, RunRequest
+from app.confinement import ROOM_BYTES, Confinement, confine
+from app.run_request import DONE_STATUS, UPLOAD_NAME, RunRequest
+from app.watched_processes import (
+    MAX_PROCESSES,
+    family,
+    held_bytes,
+    held_share_bytes,
+    scratch_bytes,
+)
 
 # Of what a run prints the end is kept: that is where a crash says what it was.
 OUTPUT_BYTES = 8192
 # As much as a pipe holds.
 PIPE_BYTES = 2**16
 MAX_REQUEST_BYTES = 2**16
+# To look through a scratch folder takes longer than to look at a process.
+SCRATCH_LOOK_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run may take; the memory counts from what it inherits."""
+    """What one run may take, its children included; the memory counts from what each inherits."""
 
     timeout_seconds: float
     memory_bytes: int
     inherited_bytes: int
+
+    def written_bytes(self, source_bytes: int) -> int:
+        """Return how much may lie in the scratch folder, the source among it."""
+        return source_bytes + self.memory_bytes + ROOM_BYTES
 
 
 @dataclass(slots=True)
@@ -41,12 +53,15 @@ class ForkedRun:
     channel: socket.socket
     output_descriptor: int
     limits: Limits
+    scratch_folder: Path
+    written_bytes: int
     begun: float = field(default_factory=time.monotonic)
+    last_scratch_look: float = 0.0
     reason: str | None = None
     output: bytearray = field(default_factory=bytearray)
 
     @classmethod
-    def start(cls, channel: socket.socket, limits: Limits) -> ForkedRun:
+    def start(cls, channel: socket.socket, limits: Limits, confinement: Confinement) -> ForkedRun:
         """Fork a child for the request that lies on the channel.
 
         Raises:
@@ -54,19 +69,21 @@ class ForkedRun:
             ValueError: what lies there is no request.
         """
         request = RunRequest(**json.loads(channel.recv(MAX_REQUEST_BYTES)))
+        folder = Path(request.scratch_folder)
+        written_bytes = limits.written_bytes((folder / UPLOAD_NAME).stat().st_size)
         parent_pid = os.getpid()
         read_end, write_end = os.pipe()
         try:
-            pid = os.fork()
+            pid = confinement.fork()
         except OSError:
             os.close(read_end)
             os.close(write_end)
             raise
         if pid == 0:
-            _be_child(request, channel, write_end, parent_pid, limits)
+            _be_child(request, channel, write_end, parent_pid, written_bytes, confinement)
         os.close(write_end)
         os.set_blocking(read_end, False)
-        return cls(pid, channel, read_end, limits)
+        return cls(pid, channel, read_end, limits, folder, written_bytes)
 
     def kill(self, reason: str | None = None) -> None:
         self.reason = self.reason or reason
@@ -74,10 +91,30 @@ class ForkedRun:
         self._kill_group()
 
     def hold_to_limits(self) -> None:
-        if time.monotonic() - self.begun > self.limits.timeout_seconds:
+        now = time.monotonic()
+        pids = family(self.pid)
+        if now - self.begun > self.limits.timeout_seconds:
             self.kill("timeout")
-        elif held_bytes(self.pid) - self.limits.inherited_bytes > self.limits.memory_bytes:
+        elif len(pids) > MAX_PROCESSES:
+            self.kill("too_many_processes")
+        elif self._holds_too_much(pids):
             self.kill("out_of_memory")
+        elif now - max(self.begun, self.last_scratch_look) > SCRATCH_LOOK_SECONDS:
+            self.last_scratch_look = now
+            written = scratch_bytes(self.scratch_folder, pids)
+            if written is None or written > self.written_bytes:
+                self.kill("too_much_output")
+
+    def _holds_too_much(self, pids: set[int]) -> bool:
+        inherited, most = self.limits.inherited_bytes, self.limits.memory_bytes
+        if sum(max(held_bytes(pid) - inherited, 0) for pid in pids) <= most:
+            return False
+        if len(pids) == 1:
+            return True
+        # Children share pages with their parents: only now is it worth while to count those once. What they all
+        # inherit they share with the fork server, too.
+        shared = inherited * len(pids) // (len(pids) + 1)
+        return sum(map(held_share_bytes, pids)) - shared > most
 
     def read_output(self) -> bool:
         """Keep the end of what was printed; False when there will never be more."""
@@ -117,7 +154,12 @@ class ForkedRun:
 
 
 def _be_child(
-    request: RunRequest, channel: socket.socket, output: int, parent_pid: int, limits: Limits
+    request: RunRequest,
+    channel: socket.socket,
+    output: int,
+    parent_pid: int,
+    written_bytes: int,
+    confinement: Confinement,
 ) -> NoReturn:
     """Run one request in this process, which ends with it and never gets back to the loop."""
 
@@ -127,11 +169,13 @@ def _be_child(
     status = 1
     try:
         confine(
+            confinement,
             Path(request.scratch_folder),
+            migrations_folder=request.migrations_folder,
             parent_pid=parent_pid,
             output=output,
             keep=channel.fileno(),
-            memory_bytes=limits.memory_bytes,
+            written_bytes=written_bytes,
         )
         # Not before there is a process for it: the web process imports this module, too.
         from app.child import run

@@ -4,7 +4,8 @@ The web process starts it with one socket. Each run arrives there as a descripto
 channel, on which its request lies already. On the channel come back, as lines of JSON, {"step":
 [position, count, name]} from the child and, last of all, {"exit": {"status", "reason", "output"}}
 from here. When the other side closes its end of a channel, the run is killed; when it closes the
-socket, every run is, and this process ends.
+socket, every run is, and this process ends. The first it says on the socket itself is a line, too:
+that it is ready, and which layers are around the runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import json
 import os
 import pkgutil
 import select
@@ -20,20 +22,24 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import asdict
 
+from app.confinement import Confinement
 from app.forked_run import PIPE_BYTES, ForkedRun, Limits
-from app.linux import adopt_orphans, children, held_bytes
+from app.layers import raise_layers
+from app.linux import adopt_orphans
+from app.sandbox_settings import Layer, SandboxSettings
+from app.watched_processes import children, held_bytes
 
 # A run may get this much further once a limit is passed.
 POLL_SECONDS = 0.02
-# The one byte that says: loaded, send runs.
-READY = b"+"
 
 
 class ForkServer:
-    def __init__(self, control: socket.socket, limits: Limits) -> None:
+    def __init__(self, control: socket.socket, limits: Limits, confinement: Confinement) -> None:
         self._control = control
         self._limits = limits
+        self._confinement = confinement
         self._runs: dict[int, ForkedRun] = {}
         self._next_look = 0.0
         self._death = _wake_on_death()
@@ -78,7 +84,7 @@ class ForkServer:
             return False
         channel = socket.socket(fileno=descriptors[0])
         try:
-            run = ForkedRun.start(channel, self._limits)
+            run = ForkedRun.start(channel, self._limits, self._confinement)
         except (OSError, ValueError):
             # The closed channel says that the run never was.
             traceback.print_exc()
@@ -98,7 +104,7 @@ class ForkServer:
 
     def _kill_orphans(self) -> None:
         """End what a migration has started, and left behind in a session of its own."""
-        for pid in children() - self._runs.keys():
+        for pid in children(os.getpid()) - self._runs.keys():
             os.kill(pid, signal.SIGKILL)
             # One that is not dead yet wakes us when it is.
             os.waitpid(pid, os.WNOHANG)
@@ -132,13 +138,19 @@ def _load_libraries() -> None:
 
 
 def main() -> None:
-    descriptor, timeout_seconds, memory_bytes = sys.argv[1:]
+    descriptor, text = sys.argv[1:]
     control = socket.socket(fileno=int(descriptor))
+    settings = SandboxSettings(**json.loads(text))
     adopt_orphans()
     _load_libraries()
-    limits = Limits(float(timeout_seconds), int(memory_bytes), held_bytes(os.getpid()))
-    control.send(READY)
-    ForkServer(control, limits).serve()
+    confinement, layers = raise_layers(settings)
+    limits = Limits(settings.timeout_seconds, settings.memory_bytes, held_bytes(os.getpid()))
+    control.sendall(_ready_line(layers))
+    ForkServer(control, limits, confinement).serve()
+
+
+def _ready_line(layers: tuple[Layer, ...]) -> bytes:
+    return json.dumps({"layers": [asdict(layer) for layer in layers]}).encode("ascii") + b"\n"
 
 
 if __name__ == "__main__":

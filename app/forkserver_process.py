@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from app.errors import ServiceError
-from app.forkserver import READY
 from app.run_request import RunRequest
+from app.sandbox_settings import Layer, SandboxSettings
 
 # Torch comes from a disk that may be slow the first time.
 START_SECONDS = 120
@@ -29,6 +29,8 @@ _SET = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONFAULTHANDLER": "1",
     "PYTHONHASHSEED": "0",
+    # The working directory of a run is its scratch: no place to import from.
+    "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
 }
 
@@ -37,9 +39,11 @@ class ForkServerProcess:
     def __init__(self, process: Process, control: socket.socket) -> None:
         self._process = process
         self._control = control
+        # Which layers are around its runs; none are known before it is ready.
+        self.layers: tuple[Layer, ...] = ()
 
     @classmethod
-    async def start(cls, *, timeout_seconds: float, memory_bytes: int) -> ForkServerProcess:
+    async def start(cls, settings: SandboxSettings) -> ForkServerProcess:
         """Start one and wait until it has loaded its libraries.
 
         Raises:
@@ -50,7 +54,7 @@ class ForkServerProcess:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "app.forkserver"),
-                *(str(theirs.fileno()), str(timeout_seconds), str(memory_bytes)),
+                *(str(theirs.fileno()), json.dumps(asdict(settings))),
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 env=environment(),
@@ -61,7 +65,7 @@ class ForkServerProcess:
             )
         server = cls(process, ours)
         try:
-            if await server._is_loaded():
+            if await server._hear_ready():
                 return server
         except asyncio.CancelledError:
             # Without its socket it ends by itself.
@@ -100,13 +104,23 @@ class ForkServerProcess:
             self._process.kill()
             await self._process.wait()
 
-    async def _is_loaded(self) -> bool:
-        loop = asyncio.get_running_loop()
+    async def _hear_ready(self) -> bool:
         try:
-            said = await asyncio.wait_for(loop.sock_recv(self._control, 1), START_SECONDS)
-        except (OSError, asyncio.TimeoutError):
+            line = await asyncio.wait_for(self._read_line(), START_SECONDS)
+            self.layers = tuple(Layer(**layer) for layer in json.loads(line)["layers"])
+        except (OSError, asyncio.TimeoutError, ValueError):
             return False
-        return said == READY
+        return True
+
+    async def _read_line(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        line = b""
+        while not line.endswith(b"\n"):
+            data = await loop.sock_recv(self._control, 4096)
+            if not data:
+                break
+            line += data
+        return line
 
 
 def environment() -> dict[str, str]:

@@ -26,6 +26,8 @@ def instance_folder(scratch_folder: Path) -> Iterator[Path]:
     """Make a folder for this process, and remove it in the end; those of dead ones go first."""
     remove_abandoned(scratch_folder)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch_folder))
+    # Runs that are not root go through it, and find in it only what they have the name of.
+    folder.chmod(0o711)
     lock = _lock(folder)
     try:
         yield folder

@@ -84,10 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # A folder that cannot be used is found out now, and not by the first client.
         sets = await asyncio.to_thread(MigrationSets, settings.migrations_folder, scratch_root)
         logger.info("%s in %s", sets.current, settings.migrations_folder)
-        sandbox = Sandbox(
-            timeout_seconds=settings.run_timeout_seconds,
-            memory_bytes=settings.run_memory_bytes,
-        )
+        sandbox = Sandbox.from_settings(settings, scratch_root)
         app.state.scratch_root = scratch_root
         app.state.sets = sets
         app.state.sandbox = sandbox

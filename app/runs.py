@@ -76,15 +76,30 @@ async def run_upload(
         order = RunRequest(action, str(scratch.folder))
         if action != "inspect":
             order = _with_migrations(order, asked, upload, held, settings)
-        running = _run_in_turn(request, order, upload.size)
-        await _unless(running, _client_gone(request), admission.given_up())
+        step = _Step()
+        running = _run_in_turn(request, order, upload.size, step)
+        try:
+            await _unless(running, _client_gone(request), admission.given_up())
+        except ServiceError as error:
+            error.data = {**step.facts, **error.data}
+            raise
         return Done(upload, await scratch.do(_read_result, scratch))
 
 
-async def _run_in_turn(request: Request, order: RunRequest, size: int) -> None:
+class _Step:
+    """The migration that a run has begun last, as a problem names it."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+
+    def note(self, position: int, count: int, name: str) -> None:
+        self.facts = {"position": position, "count": count, "migration": name}
+
+
+async def _run_in_turn(request: Request, order: RunRequest, size: int, step: _Step) -> None:
     sandbox: Sandbox = request.app.state.sandbox
     async with request.app.state.admission.turn(size):
-        await sandbox.run(order, label=request.state.request_id)
+        await sandbox.run(order, label=request.state.request_id, on_step=step.note)
 
 
 def _with_migrations(

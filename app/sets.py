@@ -160,6 +160,8 @@ def _load(source: Path, copies_folder: Path) -> LoadedSets:
     folder = Path(tempfile.mkdtemp(prefix="sets-", dir=copies_folder))
     try:
         _copy(source, folder)
+        # For the runs, which need not be who we are.
+        folder.chmod(0o755)
         return LoadedSets(folder, read_sets(folder))
     except (FolderError, OSError) as error:
         shutil.rmtree(folder)

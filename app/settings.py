@@ -97,6 +97,13 @@ class Settings(BaseSettings):
         None,
         description="A list of the classes and functions that a file may name; without it, all.",
     )
+    sandbox: Literal["available", "required"] = Field(
+        "available",
+        description="Whether the service starts where a layer of the sandbox is missing.",
+    )
+    run_uid: PositiveInt | None = Field(
+        None, description="Whom the runs belong to where the service is root."
+    )
     tokens_file: FilePath | None = Field(
         None, description="The access tokens, in a file that is read again when it changes."
     )

@@ -24,14 +24,17 @@ async def livez() -> dict[str, str]:
 @router.get(
     "/readyz",
     responses=PROBLEMS,
-    summary="Say whether checkpoints are taken; with ?verbose, each point that was checked",
+    summary="Say whether checkpoints are taken; with ?verbose, each check and each layer of the sandbox",
 )
 async def readyz(request: Request, verbose: str | None = None) -> dict[str, Any]:
     checks = await check(request.app.state)
     wrong = [what for name, what in checks.items() if what != OK and name in NEEDED]
     if wrong:
         raise ServiceError("not_ready", " ".join(wrong), retryable=True, checks=checks)
-    return {"status": "ready"} if verbose is None else {"status": "ready", "checks": checks}
+    if verbose is None:
+        return {"status": "ready"}
+    layers = {layer.name: str(layer) for layer in request.app.state.sandbox.layers}
+    return {"status": "ready", "checks": checks, "layers": layers}
 
 
 @router.get("/version", responses=PROBLEMS, summary="Say what is running")

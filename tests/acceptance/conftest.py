@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,12 +101,79 @@ SETS = {
                 os._exit(0)
             return ckpt
     """,
-    "orphans": """
-        import os, signal
+    "breeds": """
+        import os, time
 
         def handle(ckpt):
-            os.kill(os.getppid(), signal.SIGKILL)
-            signal.pause()
+            while True:
+                if os.fork() == 0:
+                    time.sleep(60)
+    """,
+    "eats-in-children": """
+        import os, time
+
+        def handle(ckpt):
+            for _ in range(5):
+                if os.fork() == 0:
+                    eaten = bytearray(b"x") * (60 * 2**20)
+                    time.sleep(60)
+            time.sleep(60)
+    """,
+    "shares-with-children": """
+        import os, time
+
+        def handle(ckpt):
+            shared = bytearray(b"x") * (120 * 2**20)
+            children = [os.fork() for _ in range(1)]
+            if 0 in children:
+                time.sleep(0.3)
+                os._exit(0)
+            os.wait()
+            return ckpt
+    """,
+    "fills": """
+        import os
+
+        def handle(ckpt):
+            number = 0
+            while True:
+                with open(f"{number}", "wb") as file:
+                    file.write(bytes(2**24))
+                number += 1
+    """,
+    "fills-nameless": """
+        import os
+
+        def handle(ckpt):
+            files = []
+            while True:
+                files.append(open("it", "wb"))
+                os.unlink("it")
+                files[-1].write(bytes(2**24))
+                files[-1].flush()
+    """,
+    "fills-one-file": """
+        def handle(ckpt):
+            with open("it", "wb") as file:
+                while True:
+                    file.write(bytes(2**24))
+    """,
+    "litters": """
+        def handle(ckpt):
+            number = 0
+            while True:
+                open(f"{number}", "wb").close()
+                number += 1
+    """,
+    "digs": """
+        import os
+
+        def handle(ckpt):
+            for _ in range(900):
+                os.mkdir("d")
+                os.chdir("d")
+            os.chmod(".", 0)
+            return ckpt
     """,
     "looks": """
         import json, os, sys
@@ -114,12 +181,16 @@ SETS = {
         def handle(ckpt):
             ckpt["seen"] = json.dumps({
                 "environment": dict(os.environ),
-                "parent": open(f"/proc/{os.getppid()}/environ").read(),
                 "folder": os.getcwd(),
                 "modules": sorted(sys.modules),
                 "pid": os.getpid(),
                 "session": os.getsid(0),
             })
+            return ckpt
+    """,
+    "writes-in-place": """
+        def handle(ckpt):
+            ckpt["state_dict"]["model.layer0.weight"] += 1
             return ckpt
     """,
     "wipes": """
@@ -193,13 +264,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_service(folder: Path, **environment: str) -> Iterator[Service]:
+def running_service(
+    folder: Path, *, prefix: Sequence[str] = (), **environment: str
+) -> Iterator[Service]:
     """Start a service on the migrations in this folder, and stop it again."""
     port, log, scratch = free_port(), folder / "log", folder / "scratch"
     scratch.mkdir()
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"],
+            [*prefix, sys.executable, "-m", "app", "serve"],
             env={
                 **os.environ,
                 "PORT": str(port),
@@ -224,6 +297,25 @@ def running_service(folder: Path, **environment: str) -> Iterator[Service]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def connect(service: Service) -> socket.socket:
+    host, port = service.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def head(path: str, length: int) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+@contextlib.contextmanager
+def sleeping_run(service: Service, old: Path) -> Iterator[None]:
+    """A request whose run has begun and does not end; the client hangs up at the end of the block."""
+    with connect(service) as connection:
+        body = old.read_bytes()
+        connection.sendall(head("/migrate?set=sleeps", len(body)) + body)
+        assert eventually(service.runs)
+        yield
 
 
 def answers(service: Service) -> bool:

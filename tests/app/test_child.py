@@ -25,7 +25,7 @@ def test_new_bytes_are_spilled_and_ranges_are_not(tmp_path: Path) -> None:
     [
         (MemoryError(), "out_of_memory"),
         (OSError(28, "No space left on device"), "no_space"),
-        (OSError(27, "File too large"), "no_space"),
+        (OSError(27, "File too large"), "too_much_output"),
         (OSError(13, "Permission denied"), "internal"),
         (ValueError("/secret/path"), "internal"),
     ],
