@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,8 +17,10 @@ from starlette.datastructures import Headers, MutableHeaders
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Enough for a client to notice the answer, or to finish a body that is not large.
-LINGER_SECONDS = 2.0
+# Enough for a client to notice the answer, or to finish a body that is not very large.
+LINGER_SECONDS = 10.0
+# One that sends nothing for so long has noticed, and waits for the end of the connection.
+SILENCE_SECONDS = 1.0
 
 
 class EarlyAnswerMiddleware:
@@ -72,12 +75,10 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _linger(self) -> None:
-        async def throw_away() -> None:
-            while not self._is_body_read:
-                await self._take()
-
+        end = time.monotonic() + LINGER_SECONDS
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(throw_away(), LINGER_SECONDS)
+            while not self._is_body_read and time.monotonic() < end:
+                await asyncio.wait_for(self._take(), SILENCE_SECONDS)
 
 
 def _has_body(headers: Headers) -> bool:

@@ -66,11 +66,20 @@ def test_body_that_waits_for_its_call_is_not_called_for() -> None:
 
 
 def test_client_that_sends_no_more_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(early_answers, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(early_answers, "SILENCE_SECONDS", 0.01)
 
     sent, _ = exchange({"transfer-encoding": "chunked"}, [], reads=0)
 
     assert sent[-1]["more_body"] is False
+
+
+def test_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early_answers, "LINGER_SECONDS", 0.0)
+
+    sent, left = exchange({"content-length": "9"}, [b"abc", b"def", b"ghi"], reads=0)
+
+    assert sent[-1]["more_body"] is False
+    assert left == 3
 
 
 def test_request_without_a_body_keeps_its_connection() -> None:
