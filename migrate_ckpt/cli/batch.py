@@ -15,7 +15,7 @@ from migrate_ckpt.cli.exit_codes import DONE, INTERRUPTED, exit_code_of, refuse_
 from migrate_ckpt.cli.output import Line, describe_error, error_data, print_json, print_lines
 from migrate_ckpt.cli.progress import Progress, show_progress
 from migrate_ckpt.cli.sources import SourceFile
-from migrate_ckpt.errors import MigrateCkptError
+from migrate_ckpt.errors import FolderError, MigrateCkptError
 from migrate_ckpt.formats.pieces import Pieces, replace_file
 
 
@@ -27,6 +27,8 @@ class Outcome:
     lines: Sequence[Line]
     data: dict[str, Any] = field(default_factory=dict)
     code: int = DONE
+    is_final: bool = False
+    """Whether it would be the same for every file after it."""
 
 
 Act = Callable[[SourceFile, Progress], Outcome]
@@ -103,7 +105,7 @@ def act_on_each(
     *,
     also: Mapping[str, Any] | None = None,
 ) -> int:
-    """Act on each source and go on after a failure; gives the exit code.
+    """Act on each source and go on after a failure, unless it is the folder's; gives the exit code.
 
     `also` is what JSON and the report say besides. An interrupt ends it with what has been done until then.
     """
@@ -118,6 +120,8 @@ def act_on_each(
                 batch.add(source.path, outcome)
                 _say(outcome, progress, is_json=options.json)
                 progress.advance()
+                if outcome.is_final:
+                    break
     except KeyboardInterrupt:
         batch.interrupt()
     return batch.finish()
@@ -128,7 +132,9 @@ def _try(act: Act, source: SourceFile, progress: Progress) -> Outcome:
         return act(source, progress)
     except (MigrateCkptError, OSError) as error:
         lines = [Line(describe_error(error, source.path))]
-        return Outcome(FAILED, lines, {"error": error_data(error)}, exit_code_of(error))
+        data = {"error": error_data(error)}
+        is_final = isinstance(error, FolderError)
+        return Outcome(FAILED, lines, data, exit_code_of(error), is_final)
 
 
 def _say(outcome: Outcome, progress: Progress, *, is_json: bool) -> None:

@@ -49,7 +49,8 @@ def run(options: Namespace) -> int:
             )
         data["report"] = report.to_dict()
         status = "migrated" if report.plan.has_work else "up to date"
-        return Outcome(status, [Line(describe_report(source.path, target, report))], data)
+        text = describe_report(source.path, target, report, is_one_of_many=len(sources) > 1)
+        return Outcome(status, [Line(text)], data)
 
     return act_on_each(options, sources, migrate)
 

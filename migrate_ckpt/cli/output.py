@@ -53,14 +53,15 @@ def error_data(error: Exception) -> dict[str, Any]:
     return {"error_type": "os_error", "message": str(error), "retryable": False}
 
 
-def describe_report(source: Path, target: Path, report: Report) -> str:
-    """What ran, what did not and why."""
+def describe_report(source: Path, target: Path, report: Report, *, is_one_of_many: bool) -> str:
+    """What ran, what did not and why; of many files, how much ran."""
     where = shown(source) if source == target else f"{shown(source)} -> {shown(target)}"
     titles = {step.name: step.title for step in report.plan.steps}
     lines = [
         f"{where}: {counted(len(report.ran))} ran" if report.ran else f"{where}: nothing to run"
     ]
-    lines += [f"  {name}  {titles[name]}".rstrip() for name in report.ran]
+    if not is_one_of_many:
+        lines += [f"  {name}  {titles[name]}".rstrip() for name in report.ran]
     lines += [f"  warning: {sentence}" for sentence in report.warnings]
     if report.pending:
         lines.append(f"  still pending: {', '.join(report.pending)}")

@@ -177,3 +177,13 @@ def test_names_that_no_terminal_should_see_are_escaped(runs, capsys):
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out + captured.err
     assert "evil\\x1b[31m\\n.ckpt" in captured.out
+
+
+def test_a_folder_that_cannot_be_loaded_is_told_once(runs, write_folder, capsys):
+    write_folder({"0002_b.py": "import no_such_module\n" + MIGRATION.format("b")})
+
+    assert main(["run", "runs", "--output-dir", "new"]) == 2
+
+    captured = capsys.readouterr()
+    assert captured.err.count("no_such_module") == 1
+    assert captured.out == "3 files: 1 failed, 2 not done\n"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from migrate_ckpt import get_folder_migrations, migrate_ckpt, new_migration
-from migrate_ckpt.errors import FolderError
+from migrate_ckpt import get_folder_migrations, migrate_ckpt, new_migration, operations
+from migrate_ckpt.errors import FolderError, NotInvertible
 from migrate_ckpt.history import read_history
+from migrate_ckpt.linting.code import LOSSY_OPERATIONS
 from migrate_ckpt.linting.findings import CODES, is_meant_so
 from migrate_ckpt.linting.folder_lint import lint_folder
 from migrate_ckpt.stamping import stamp
@@ -214,3 +216,30 @@ def test_a_folders_own_template_is_taken_unless_a_form_is_asked_for(write_folder
     assert ckpt["own"] is True
     assert [migration.title for migration in done] == ["First.", "Second."]
     assert "Ticket" not in (folder / "0002_second.py").read_text()
+
+
+# One of each verb that takes something away, on a checkpoint that it fits.
+SAMPLES = {
+    "drop": lambda: operations.drop("w"),
+    "cast": lambda: operations.cast("float16"),
+    "rename": lambda: operations.rename("w", "v"),
+    "split": lambda: operations.split("w", ["a", "b"]),
+    "add": lambda: operations.add("new", 0.0),
+}
+
+
+@pytest.mark.parametrize("verb", SAMPLES)
+def test_a_verb_is_taken_for_lossy_if_it_has_no_inverse(verb):
+    ckpt = {"w": torch.ones(2)}
+
+    try:
+        SAMPLES[verb]().inverse(ckpt)
+        is_lossy = False
+    except NotInvertible:
+        is_lossy = True
+
+    assert (verb in LOSSY_OPERATIONS) is is_lossy
+
+
+def test_every_verb_that_is_taken_for_lossy_is_there():
+    assert set(operations.__all__) >= LOSSY_OPERATIONS
