@@ -52,6 +52,7 @@ STATUSES: Mapping[str, int] = {
     "incompatible_history": 422,
     "unknown_migration": 422,
     "migration_failed": 422,
+    "requirements_not_met": 422,
     "operation_failed": 422,
     "section_not_found": 422,
     "keys_not_found": 422,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import OperationError as OperationError
     from migrate_ckpt.errors import OrderMismatch as OrderMismatch
     from migrate_ckpt.errors import RefusedGlobals as RefusedGlobals
+    from migrate_ckpt.errors import RequirementsNotMet as RequirementsNotMet
     from migrate_ckpt.errors import SectionNotFound as SectionNotFound
     from migrate_ckpt.errors import TargetExists as TargetExists
     from migrate_ckpt.errors import TooLarge as TooLarge
@@ -88,6 +89,7 @@ _MODULES = {
         "OperationError",
         "OrderMismatch",
         "RefusedGlobals",
+        "RequirementsNotMet",
         "SectionNotFound",
         "TargetExists",
         "TooLarge",

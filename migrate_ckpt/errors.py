@@ -16,6 +16,7 @@ MigrateCkptError
 │   ├── InvalidHistory              the checkpoint's history is not what a history looks like
 │   └── HistoryRefused              a good history that the policy does not allow to build on
 ├── MigrationFailed                 a migration raised, or did not return a checkpoint
+│   └── RequirementsNotMet          it needs what the checkpoint does not have, and was not applied
 ├── OperationError                  an operation cannot do to this checkpoint what it says
 │   ├── SectionNotFound             the section or path it works on is not there, or not the only one
 │   ├── KeysNotFound                it finds none of its keys, or not all it names
@@ -247,6 +248,19 @@ class MigrationFailed(MigrateCkptError):
             "report": self.report.to_dict(),
             "cause": cause.to_dict() if isinstance(cause, MigrateCkptError) else None,
         }
+
+
+class RequirementsNotMet(MigrationFailed):
+    """The checkpoint lacks what a migration requires; `missing` says what, a sentence each."""
+
+    error_type = "requirements_not_met"
+
+    def __init__(self, message: str, *, missing: Sequence[str], **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.missing = tuple(missing)
+
+    def _data(self) -> dict[str, Any]:
+        return {**super()._data(), "missing": list(self.missing)}
 
 
 class OperationError(MigrateCkptError):

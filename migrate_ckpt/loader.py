@@ -28,7 +28,7 @@ from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.folder import MigrationSet, read_folder, sub_folders
 from migrate_ckpt.migration import Migration
 from migrate_ckpt.migration_file import MigrationFile
-from migrate_ckpt.operations.declared import declared_migration
+from migrate_ckpt.operations.declared import declared_migration, declared_requirements
 
 # A dot would split a file's name into package and module.
 _DOT = "%2E"
@@ -44,7 +44,7 @@ def load_migrations(migration_set: MigrationSet) -> list[Migration]:
 
     Raises:
         InvalidMigrationFile: A file cannot be imported, its `handle` cannot be called, or its
-            `operations` are no operations.
+            `operations` or `requires` are something else.
     """
     package = f"_migrate_ckpt_{_hash(migration_set.path)}"
     with _lock:
@@ -75,8 +75,9 @@ def _load(package: str, file: MigrationFile) -> Migration:
             path=file.path,
             name=file.name,
         ) from error
+    requires = getattr(module, "requires", None) if file.has_requirements else None
     if file.is_declared:
-        return declared_migration(file, getattr(module, "operations", None))
+        return declared_migration(file, getattr(module, "operations", None), requires)
     handle = getattr(module, "handle", None)
     if not callable(handle):
         raise InvalidMigrationFile(
@@ -84,7 +85,8 @@ def _load(package: str, file: MigrationFile) -> Migration:
             path=file.path,
             name=file.name,
         )
-    return Migration(file.name, handle, file.title, file.digest)
+    requirements = declared_requirements(file, requires)
+    return Migration(file.name, handle, file.title, file.digest, requires=requirements)
 
 
 class _Finder(MetaPathFinder):

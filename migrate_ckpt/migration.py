@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from migrate_ckpt.operations.operation import Operation
+    from migrate_ckpt.operations.requirements import Requirement
 
 CkptType: TypeAlias = MutableMapping[str, Any]
 MigrationCallback: TypeAlias = Callable[[CkptType], CkptType]
@@ -18,7 +19,8 @@ class Migration:
     """A named function from checkpoint to checkpoint.
 
     The title and the digest are known for a migration that was read from a file. One that is
-    declared has its operations; the callback then applies them.
+    declared has its operations; the callback then applies them. What it requires is checked just
+    before it is applied.
     """
 
     name: str
@@ -26,3 +28,4 @@ class Migration:
     title: str = ""
     digest: str | None = None
     operations: tuple[Operation, ...] | None = None
+    requires: tuple[Requirement, ...] = ()

@@ -29,7 +29,8 @@ _TWO_FORMS = (
 class MigrationFile:
     """A migration as its file tells of it; the title is the first line of its docstring.
 
-    It is declared if it lists its operations, and not if it defines `handle`.
+    It is declared if it lists its operations, and not if it defines `handle`. It has requirements
+    if it assigns `requires`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MigrationFile:
     title: str
     digest: str
     is_declared: bool = False
+    has_requirements: bool = False
 
 
 def is_candidate(path: Path) -> bool:
@@ -51,7 +53,7 @@ def may_be_migration(path: Path) -> bool:
     except InvalidMigrationFile:
         # Not to be passed over as if it were a helper: reading the set will tell what is wrong.
         return True
-    return _defines_handle(tree) or _declares_operations(tree)
+    return _defines_handle(tree) or _assigns(tree, "operations")
 
 
 def read_file(path: Path) -> MigrationFile:
@@ -69,11 +71,18 @@ def read_file(path: Path) -> MigrationFile:
             name=name,
         )
     tree = parse(path)
-    is_declared = _declares_operations(tree)
+    is_declared = _assigns(tree, "operations")
     if is_declared == _defines_handle(tree):
         what = _TWO_FORMS if is_declared else _NO_FORM
         raise InvalidMigrationFile(f"{path.name} {what}", path=path, name=name)
-    return MigrationFile(name, path, _title(tree), digest_of_tree(tree), is_declared)
+    return MigrationFile(
+        name,
+        path,
+        _title(tree),
+        digest_of_tree(tree),
+        is_declared=is_declared,
+        has_requirements=_assigns(tree, "requires"),
+    )
 
 
 def parse(path: Path) -> ast.Module:
@@ -104,9 +113,9 @@ def _defines_handle(tree: ast.Module) -> bool:
     return False
 
 
-def _declares_operations(tree: ast.Module) -> bool:
-    """Tell whether the file assigns `operations`; an import of that name is the module of ours."""
-    return any(_is_assigned(node) and node.id == "operations" for node in _run_at_import(tree))
+def _assigns(tree: ast.Module, name: str) -> bool:
+    """Tell whether the file assigns a name; importing it, as a module of ours, is something else."""
+    return any(_is_assigned(node) and node.id == name for node in _run_at_import(tree))
 
 
 def _run_at_import(tree: ast.Module) -> Iterator[ast.AST]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from migrate_ckpt.plan import Plan
 
-_HEADER_LISTS = ("ran", "pending", "missed", "unknown", "changed")
+_HEADER_LISTS = ("ran", "not_applicable", "pending", "missed", "unknown", "changed")
 _HEADER_FACTS = ("set", "set_digest", "fingerprint")
 
 
@@ -19,7 +19,8 @@ class Report:
 
     The plan tells the states before the run. `pending`, `missed`, `applied` and `changed` tell
     those after it: each migration of the set is in exactly one of them. `recorded` are migrations
-    that did not run because an earlier one of this run wrote their names into the history.
+    that did not run because an earlier one of this run wrote their names into the history, and
+    `not_applicable` those that did not because they require what this checkpoint does not have.
     `source`, `target`, `bytes_verified` and `fingerprint` are facts of files, known to whoever
     reads and writes them.
     """
@@ -30,6 +31,7 @@ class Report:
     """Of each migration in `ran`; not part of `to_dict`, which is the same for every run."""
     warnings: tuple[str, ...] = ()
     recorded: tuple[str, ...] = ()
+    not_applicable: tuple[str, ...] = ()
     source: Mapping[str, Any] | None = None
     target: Mapping[str, Any] | None = None
     bytes_verified: bool | None = None
@@ -37,7 +39,7 @@ class Report:
 
     @property
     def applied(self) -> tuple[str, ...]:
-        done = {*self.plan.applied, *self.ran, *self.recorded}
+        done = {*self.plan.applied, *self._done}
         return tuple(step.name for step in self.plan.steps if step.name in done)
 
     @property
@@ -64,6 +66,7 @@ class Report:
             "policy": self.plan.policy,
             "to": self.plan.to,
             "ran": list(self.ran),
+            "not_applicable": list(self.not_applicable),
             "applied": list(self.applied),
             "pending": list(self.pending),
             "missed": list(self.missed),
@@ -97,5 +100,8 @@ class Report:
         return line
 
     def _left(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        done = {*self.ran, *self.recorded}
-        return tuple(name for name in names if name not in done)
+        return tuple(name for name in names if name not in self._done)
+
+    @property
+    def _done(self) -> set[str]:
+        return {*self.ran, *self.recorded, *self.not_applicable}

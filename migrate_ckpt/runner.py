@@ -9,6 +9,9 @@ may do three things to it:
   does not run any more;
 * write something that is no history: then it has failed.
 
+What a migration requires is checked just before it is applied. Where that is not met, the run ends,
+or the migration is recorded as if it had run, as the requirement says.
+
 The history stays where it was found. A new one goes into the `_metadata` of a flat state dict
 and under the key of any other checkpoint; the same choice is made again when migrations turn the
 one kind into the other.
@@ -23,7 +26,7 @@ from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
 
-from migrate_ckpt.errors import InvalidHistory, MigrationFailed
+from migrate_ckpt.errors import InvalidHistory, MigrationFailed, RequirementsNotMet
 from migrate_ckpt.history import (
     History,
     Place,
@@ -38,6 +41,7 @@ from migrate_ckpt.report import Report
 
 if TYPE_CHECKING:
     from migrate_ckpt.operations.operation import Operation
+    from migrate_ckpt.operations.requirements import Requirement
 
 OnStep = Callable[[int, int, str], None]
 """Called before each migration with its position, counted from one, their count, its name."""
@@ -61,6 +65,7 @@ def run_plan(
 
     Raises:
         MigrationFailed: A migration raised or returned no checkpoint; carries the report so far.
+        RequirementsNotMet: The checkpoint lacks what a migration requires, which was not applied.
     """
     run = _Run(ckpt, plan, history_in_metadata=history_in_metadata)
     callbacks = {migration.name: migration for migration in migrations}
@@ -92,13 +97,18 @@ class _Run:
             return
         started = time.perf_counter()
         try:
-            self.ckpt = _apply(migration, self.ckpt)
-            self._adopt_history()
+            unmet = _unmet(migration, self.ckpt)
+            if not unmet:
+                self.ckpt = _apply(migration, self.ckpt)
+                self._adopt_history()
         # A migration that calls sys.exit must not end the process that runs it.
         except (Exception, SystemExit) as error:
             cause = error.__cause__ if isinstance(error, _OperationFailed) else error
             raise self._failure(migration, position, error) from cause
-        self._record(migration, time.perf_counter() - started)
+        if unmet:
+            self._pass_over(migration, position, unmet)
+        else:
+            self._record(migration, time.perf_counter() - started)
 
     def finish(self) -> tuple[CkptType, Report]:
         if self.plan.has_work:
@@ -121,17 +131,47 @@ class _Run:
         if found.place is not None:
             self.history = found.refined_by(self.history)
 
+    def _pass_over(
+        self, migration: Migration, position: int, unmet: Sequence[tuple[Requirement, str]]
+    ) -> None:
+        """Record a migration that does not apply to this checkpoint, or refuse the checkpoint."""
+        sentences = [sentence for _, sentence in unmet]
+        refuses = any(requirement.otherwise == "refuse" for requirement, _ in unmet)
+        # What is no mapping has no history to record anything in.
+        if refuses or not isinstance(self.ckpt, Mapping):
+            raise RequirementsNotMet(
+                f"The migration {migration.name} ({position} of {len(self.plan.to_run)}) is not for "
+                f"this checkpoint: {' '.join(sentences)}",
+                missing=sentences,
+                name=migration.name,
+                position=position,
+                count=len(self.plan.to_run),
+                report=self.report,
+            )
+        self._add_to_history(migration)
+        sentence = (
+            f"Not applicable, and recorded as applied: {migration.name}. {' '.join(sentences)}"
+        )
+        self.report = replace(
+            self.report,
+            not_applicable=(*self.report.not_applicable, migration.name),
+            warnings=(*self.report.warnings, sentence),
+        )
+
     def _record(self, migration: Migration, seconds: float) -> None:
-        # A list of functions is no set: its names count everywhere, as in the original library.
-        is_of_set = migration.digest is not None or self.plan.set_name != "default"
-        record = Record(migration.name, self.plan.set_name if is_of_set else None, migration.digest)
-        self.history = self.history.with_record(record, self._order, set_name=self.plan.set_name)
-        self._write_history()
+        self._add_to_history(migration)
         self.report = replace(
             self.report,
             ran=(*self.report.ran, migration.name),
             seconds=(*self.report.seconds, seconds),
         )
+
+    def _add_to_history(self, migration: Migration) -> None:
+        # A list of functions is no set: its names count everywhere, as in the original library.
+        is_of_set = migration.digest is not None or self.plan.set_name != "default"
+        record = Record(migration.name, self.plan.set_name if is_of_set else None, migration.digest)
+        self.history = self.history.with_record(record, self._order, set_name=self.plan.set_name)
+        self._write_history()
 
     def _write_history(self) -> None:
         before = self.ckpt
@@ -175,6 +215,12 @@ class _BadResult(TypeError):
 
 class _OperationFailed(Exception):
     """Says which operation of a declared migration failed; its cause says why."""
+
+
+def _unmet(migration: Migration, ckpt: CkptType) -> list[tuple[Requirement, str]]:
+    """Return each requirement that the checkpoint does not meet, with what is missing."""
+    found = [(requirement, requirement.unmet(ckpt)) for requirement in migration.requires]
+    return [(requirement, sentence) for requirement, sentence in found if sentence is not None]
 
 
 def _apply(migration: Migration, ckpt: CkptType) -> CkptType:

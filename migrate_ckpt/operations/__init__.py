@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from migrate_ckpt.operations.renaming import add_prefix as add_prefix
     from migrate_ckpt.operations.renaming import rename as rename
     from migrate_ckpt.operations.renaming import strip_prefix as strip_prefix
+    from migrate_ckpt.operations.requirements import requires_key as requires_key
+    from migrate_ckpt.operations.requirements import requires_value as requires_value
     from migrate_ckpt.operations.reshaping import cast as cast
     from migrate_ckpt.operations.reshaping import concat as concat
     from migrate_ckpt.operations.reshaping import split as split
+    from migrate_ckpt.operations.values import drop_value as drop_value
+    from migrate_ckpt.operations.values import move as move
+    from migrate_ckpt.operations.values import rename_value as rename_value
+    from migrate_ckpt.operations.values import set_value as set_value
 
 _MODULES = {
     "contents": (
@@ -34,10 +40,20 @@ _MODULES = {
         "rename",
         "strip_prefix",
     ),
+    "requirements": (
+        "requires_key",
+        "requires_value",
+    ),
     "reshaping": (
         "cast",
         "concat",
         "split",
+    ),
+    "values": (
+        "drop_value",
+        "move",
+        "rename_value",
+        "set_value",
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,4 +1,4 @@
-"""A migration that lists its operations in place of a function."""
+"""What a migration file declares: operations in place of a function, and what it requires."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.migration_file import MigrationFile
 from migrate_ckpt.operations.operation import Operation
+from migrate_ckpt.operations.requirements import Requirement
 
 
-def declared_migration(file: MigrationFile, operations: Any) -> Migration:
+def declared_migration(file: MigrationFile, operations: Any, requires: Any) -> Migration:
     """Return the migration of a file, given what it has as `operations`.
 
     Raises:
@@ -32,7 +33,27 @@ def declared_migration(file: MigrationFile, operations: Any) -> Migration:
         file.title,
         file.digest,
         operations=listed,
+        requires=declared_requirements(file, requires),
     )
+
+
+def declared_requirements(file: MigrationFile, requires: Any) -> tuple[Requirement, ...]:
+    """Return what a file has as `requires`: one requirement or a list of them.
+
+    Raises:
+        InvalidMigrationFile: It is something else.
+    """
+    if requires is None:
+        return ()
+    listed = tuple(requires) if isinstance(requires, (list, tuple)) else (requires,)
+    if not all(isinstance(item, Requirement) for item in listed):
+        raise InvalidMigrationFile(
+            f"The `requires` of {file.path.name} must be a requirement or a list of them, as in "
+            '`requires = requires_key("encoder.weight")`.',
+            path=file.path,
+            name=file.name,
+        )
+    return listed
 
 
 def apply_operations(operations: tuple[Operation, ...], ckpt: CkptType) -> CkptType:

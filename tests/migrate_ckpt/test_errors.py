@@ -12,9 +12,11 @@ from migrate_ckpt.errors import (
     ForeignObjectError,
     HistoryRefused,
     InvalidMigrationFile,
+    KeysNotFound,
     MigrateCkptError,
     MigrationFailed,
     OrderMismatch,
+    RequirementsNotMet,
     TooLarge,
     UnknownMigration,
     UnknownSet,
@@ -38,6 +40,8 @@ EXAMPLES = [
     HistoryRefused("x", plan=PLAN),
     MigrationFailed("x", name="a", position=1, count=2, report=Report(PLAN)),
     ForeignObjectError("x"),
+    RequirementsNotMet("x", missing=["y"], name="a", position=1, count=2, report=Report(PLAN)),
+    KeysNotFound("x", operation="drop('k')", keys=["k"]),
 ]
 IDS = [type(error).__name__ for error in EXAMPLES]
 
@@ -93,6 +97,17 @@ def test_error_comes_out_of_another_process_whole(error: MigrateCkptError) -> No
             EXAMPLES[9],
             {"migration": "a", "position": 1, "count": 2, "report": Report(PLAN).to_dict()},
         ),
+        (
+            EXAMPLES[11],
+            {
+                "migration": "a",
+                "position": 1,
+                "count": 2,
+                "report": Report(PLAN).to_dict(),
+                "missing": ["y"],
+            },
+        ),
+        (EXAMPLES[12], {"operation": "drop('k')", "keys": ["k"]}),
     ],
     ids=lambda value: type(value).__name__,
 )

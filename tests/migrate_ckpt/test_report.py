@@ -55,6 +55,7 @@ class TestDict:
             "policy": "skip-missed",
             "to": None,
             "ran": ["c"],
+            "not_applicable": [],
             "applied": ["b", "c"],
             "pending": [],
             "missed": ["a"],
@@ -80,6 +81,7 @@ class TestHeader:
 
         assert json.loads(report.to_header()) == {
             "ran": ["0001_x"],
+            "not_applicable": [],
             "pending": [],
             "missed": [],
             "unknown": [],
@@ -107,6 +109,7 @@ class TestHeader:
         assert data["truncated"] is True
         assert data["counts"] == {
             "ran": 400,
+            "not_applicable": 0,
             "pending": 100,
             "missed": 0,
             "unknown": 0,
