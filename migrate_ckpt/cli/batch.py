@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +116,7 @@ def act_on_each(
         refuse_usage(f"the folder of the report {str(options.report)!r} does not exist")
     batch = Batch(options, len(sources), also or {})
     try:
-        with show_progress(len(sources)) as progress:
+        with _ended_in_order_by_sigterm(), show_progress(len(sources)) as progress:
             for source in sources:
                 progress.begin(source.path)
                 outcome = _try(act, source, progress)
@@ -125,6 +128,19 @@ def act_on_each(
     except KeyboardInterrupt:
         batch.interrupt()
     return batch.finish()
+
+
+@contextmanager
+def _ended_in_order_by_sigterm() -> Iterator[None]:
+    """What a batch system sends before it kills ends the work as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _try(act: Act, source: SourceFile, progress: Progress) -> Outcome:

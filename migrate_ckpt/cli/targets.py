@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from migrate_ckpt.cli.exit_codes import refuse_usage
+from migrate_ckpt.cli.output import shown
 from migrate_ckpt.cli.sources import SourceFile
 
 
@@ -28,6 +29,10 @@ def find_targets(options: Namespace, sources: Sequence[SourceFile]) -> dict[Path
             refuse_usage(
                 f"{str(other)!r} and {str(source.path)!r} would both become {str(target)!r}. Give the folder "
                 "they are in, or a pattern in quotes: then their sub-folders are kept"
+            )
+        if target.exists() and target.samefile(source.path):
+            refuse_usage(
+                f"--output-dir would replace {shown(source.path)} itself: if you mean that, give --in-place"
             )
         targets[source.path] = target
     return targets

@@ -108,7 +108,10 @@ def test_nothing_but_the_lines_reaches_a_pipe(forty: Path) -> None:
     assert done.stdout.splitlines()[-1] == f"{COUNT} files: {COUNT} migrated"
 
 
-def test_an_interrupt_says_what_was_done_and_the_next_call_does_the_rest(forty: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_says_what_was_done_and_the_next_call_does_the_rest(
+    forty: Path, number: signal.Signals
+) -> None:
     started = write_migration(forty, slow=25)
     command = [*COMMAND, "run", "runs", "--output-dir", "new", "--report", "report.json"]
 
@@ -119,7 +122,7 @@ def test_an_interrupt_says_what_was_done_and_the_next_call_does_the_rest(forty: 
         while not started.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, error = process.communicate(timeout=60)
 
     assert process.returncode == 130

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from migrate_ckpt import migrate_file, plan_file, read_set
 from migrate_ckpt.files import inspect_file
@@ -128,3 +129,23 @@ def test_what_will_not_run_has_no_changes(old, write_folder):
     _, later = plan_file(old, read_set(folder), with_changes=True, to="0001_x").to_dict()["steps"]
 
     assert "changes" not in later
+
+
+@pytest.mark.parametrize("format", ["zip", "old stream", "safetensors"])
+def test_each_format_is_previewed_with_and_without_bytes(tmp_path, write_folder, format):
+    weights = OrderedDict(a=torch.ones(6, 2), b=torch.ones(6, 2)[::2], c=torch.ones(0))
+    path = tmp_path / "old"
+    if format == "safetensors":
+        save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=format == "zip")
+    declared = 'from migrate_ckpt.operations import rename\noperations = [rename("{}", "x.{}")]\n'
+    function = "def handle(ckpt):\n    ckpt['y'] = ckpt.pop('c')\n    return ckpt\n"
+    declared_only = write_folder({"0001_x.py": declared.format("a", "a")}, name="declared")
+    both = write_folder({"0001_x.py": declared.format("a", "a"), "0002_y.py": function})
+
+    without_bytes = plan_file(path, read_set(declared_only), with_changes=True)
+    with_bytes = plan_file(path, read_set(both), with_changes=True)
+
+    assert changes_of(without_bytes) == [["renamed a x.a"]]
+    assert changes_of(with_bytes) == [["renamed a x.a"], ["renamed c y"]]

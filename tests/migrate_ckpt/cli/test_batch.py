@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,25 @@ def test_a_folder_that_cannot_be_loaded_is_told_once(runs, write_folder, capsys)
     captured = capsys.readouterr()
     assert captured.err.count("no_such_module") == 1
     assert captured.out == "3 files: 1 failed, 2 not done\n"
+
+
+def test_results_never_replace_their_sources_unless_asked_to(runs, capsys):
+    before = Path("runs/best.pt").read_bytes()
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "runs", "--output-dir", "runs"])
+
+    assert Path("runs/best.pt").read_bytes() == before
+    assert "--in-place" in capsys.readouterr().err
+
+
+def test_a_plan_of_many_files_loads_no_torch(runs, tmp_path):
+    code = (
+        "import sys\nfrom migrate_ckpt.cli import main\nmain(['plan', 'runs'])\n"
+        "raise SystemExit('torch' in sys.modules or 'rich' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "3 files: 3 to migrate"
