@@ -26,6 +26,7 @@ from dataclasses import asdict
 
 from app.confinement import Confinement
 from app.forked_run import PIPE_BYTES, ForkedRun, Limits
+from app.huge_pages import gather_into_huge_pages
 from app.layers import raise_layers
 from app.linux import adopt_orphans
 from app.sandbox_settings import Layer, SandboxSettings
@@ -135,6 +136,7 @@ def _load_libraries() -> None:
     gc.collect()
     # What is here stays: a collection in a child need not touch, and so copy, its pages.
     gc.freeze()
+    gather_into_huge_pages()
 
 
 def main() -> None:

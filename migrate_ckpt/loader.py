@@ -62,8 +62,10 @@ def _hash(folder: Path) -> str:
 
 
 def _forget(package: str) -> None:
-    for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
-        del sys.modules[name]
+    # Nothing of a package is there without the package; and to look through all names there are takes its time.
+    if package in sys.modules:
+        for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+            del sys.modules[name]
 
 
 def _load(package: str, file: MigrationFile) -> Migration:
