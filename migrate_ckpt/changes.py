@@ -37,16 +37,25 @@ class Preview:
     Attributes:
         changes: The first of its changes; None where they are unknown, because it failed or came after one that did.
         counts: How many there are of each kind, of all.
+        warnings: What a reader should know of it, a sentence each: that it does not apply to this checkpoint, and why.
         error: Why it fails, as an error's `to_dict`.
     """
 
     changes: tuple[Change, ...] | None = None
     counts: Mapping[str, int] | None = None
+    warnings: tuple[str, ...] = ()
     error: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, changes: Sequence[Change], *, max_changes: int | None = MAX_CHANGES) -> Preview:
-        return cls(tuple(changes[:max_changes]), Counter(change.kind for change in changes))
+    def of(
+        cls,
+        changes: Sequence[Change],
+        *,
+        warnings: tuple[str, ...] = (),
+        max_changes: int | None = MAX_CHANGES,
+    ) -> Preview:
+        counts = Counter[str](change.kind for change in changes)
+        return cls(tuple(changes[:max_changes]), counts, warnings)
 
     @property
     def is_truncated(self) -> bool:
@@ -59,6 +68,7 @@ class Preview:
             "changes": [change.to_dict() for change in self.changes],
             "counts": dict(self.counts or {}),
             "truncated": self.is_truncated,
+            "warnings": list(self.warnings),
         }
 
 

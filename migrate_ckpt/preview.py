@@ -20,6 +20,7 @@ from migrate_ckpt.runner import run_plan
 if TYPE_CHECKING:
     from migrate_ckpt.formats.container import Container
     from migrate_ckpt.plan import Plan
+    from migrate_ckpt.report import Report
 
 MAX_PREVIEW_ENTRIES = 1_000_000
 
@@ -70,6 +71,8 @@ class _Watch:
         self._container = container
         self._is_mapped = is_mapped
         self._changes: dict[str, list[Change]] = {}
+        self._warnings: dict[str, tuple[str, ...]] = {}
+        self._known_warnings = 0
         self._last: list[OutlineEntry] = []
         # A storage's identity is only good while it lives: until the next outline is made.
         self._alive: list[Any] = []
@@ -79,6 +82,7 @@ class _Watch:
         self, ckpt: CkptType, plan: Plan, migrations: Sequence[Migration]
     ) -> MigrationFailed | None:
         self._last = self._outline(ckpt)
+        self._known_warnings = len(plan.warnings)
         try:
             run_plan(ckpt, plan, migrations, after_step=self._after_step)
         except MigrationFailed as error:
@@ -87,11 +91,13 @@ class _Watch:
 
     def previews(self, max_changes: int | None) -> dict[str, Preview]:
         return {
-            name: Preview.of(changes, max_changes=max_changes)
+            name: Preview.of(changes, warnings=self._warnings[name], max_changes=max_changes)
             for name, changes in self._changes.items()
         }
 
-    def _after_step(self, name: str, ckpt: CkptType) -> None:
+    def _after_step(self, name: str, ckpt: CkptType, report: Report) -> None:
+        self._warnings[name] = report.warnings[self._known_warnings :]
+        self._known_warnings = len(report.warnings)
         now = self._outline(ckpt)
         self._changes[name] = find_changes(self._last, now)
         self._last = now

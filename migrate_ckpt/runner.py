@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[int, int, str], None]
 """Called before each migration with its position, counted from one, their count, its name."""
-AfterStep = Callable[[str, CkptType], None]
-"""Called after each migration that ran with its name and the checkpoint as it is then."""
+AfterStep = Callable[[str, CkptType, Report], None]
+"""Called after each migration, if it did not fail, with its name, and the checkpoint and report as they are then."""
 
 
 def run_plan(
@@ -74,7 +74,7 @@ def run_plan(
             on_step(position, len(plan.to_run), name)
         run.step(callbacks[name], position)
         if after_step is not None:
-            after_step(name, run.ckpt)
+            after_step(name, run.ckpt, run.report)
     return run.finish()
 
 

@@ -39,6 +39,8 @@ def _describe_step(step: Step, width: int) -> Iterator[Line]:
     yield Line(text, "bold" if step.will_run else "dim")
     if step.preview is None:
         return
+    for sentence in step.preview.warnings:
+        yield Line(f"      ! {printable(sentence)}", "yellow")
     if step.preview.error is not None:
         yield Line(f"      ! {printable(str(step.preview.error['message']))}", "bold red")
     elif step.preview.changes is None:

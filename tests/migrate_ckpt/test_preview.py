@@ -149,3 +149,31 @@ def test_each_format_is_previewed_with_and_without_bytes(tmp_path, write_folder,
 
     assert changes_of(without_bytes) == [["renamed a x.a"]]
     assert changes_of(with_bytes) == [["renamed a x.a"], ["renamed c y"]]
+
+
+def requiring(otherwise: str) -> str:
+    need = f'requires = [requires_key("encoder", otherwise="{otherwise}")]'
+    return (
+        '"""X."""\nfrom migrate_ckpt.operations import drop, requires_key\n'
+        f'{need}\noperations = [drop("m.b")]\n'
+    )
+
+
+def test_a_migration_that_does_not_apply_changes_nothing_and_says_why(old, write_folder):
+    torch.save({"state_dict": {"m.b": torch.ones(1)}}, old)
+    folder = write_folder({"0001_x.py": requiring("not_applicable")})
+
+    [step] = plan_file(old, read_set(folder), with_changes=True).to_dict()["steps"]
+
+    assert (step["changes"], step["counts"]) == ([], {})
+    assert "encoder" in step["warnings"][0]
+
+
+def test_a_checkpoint_that_a_migration_is_not_for_is_a_failure_in_the_plan(old, write_folder):
+    torch.save({"state_dict": {"m.b": torch.ones(1)}}, old)
+    folder = write_folder({"0001_x.py": requiring("refuse")})
+
+    [step] = plan_file(old, read_set(folder), with_changes=True).to_dict()["steps"]
+
+    assert step["changes"] is None
+    assert step["error"]["error_type"] == "requirements_not_met"
