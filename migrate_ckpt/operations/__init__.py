@@ -11,8 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from migrate_ckpt.operations.classes import rename_class as rename_class
     from migrate_ckpt.operations.contents import add as add
     from migrate_ckpt.operations.contents import drop as drop
+    from migrate_ckpt.operations.normalising import normalise as normalise
     from migrate_ckpt.operations.operation import Operation as Operation
     from migrate_ckpt.operations.reindexing import reindex as reindex
     from migrate_ckpt.operations.renaming import add_prefix as add_prefix
@@ -27,12 +29,16 @@ if TYPE_CHECKING:
     from migrate_ckpt.operations.values import move as move
     from migrate_ckpt.operations.values import rename_value as rename_value
     from migrate_ckpt.operations.values import set_value as set_value
+    from migrate_ckpt.operations.wrapping import unwrap as unwrap
+    from migrate_ckpt.operations.wrapping import wrap as wrap
 
 _MODULES = {
+    "classes": ("rename_class",),
     "contents": (
         "add",
         "drop",
     ),
+    "normalising": ("normalise",),
     "operation": ("Operation",),
     "reindexing": ("reindex",),
     "renaming": (
@@ -54,6 +60,10 @@ _MODULES = {
         "move",
         "rename_value",
         "set_value",
+    ),
+    "wrapping": (
+        "unwrap",
+        "wrap",
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
