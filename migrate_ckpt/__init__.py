@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from migrate_ckpt.changes import Change as Change
+    from migrate_ckpt.changes import Preview as Preview
     from migrate_ckpt.errors import FolderError as FolderError
     from migrate_ckpt.errors import ForeignObjectError as ForeignObjectError
     from migrate_ckpt.errors import HistoryError as HistoryError
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "changes": ("Change", "Preview"),
     "errors": (
         "FolderError",
         "ForeignObjectError",

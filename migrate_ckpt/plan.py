@@ -117,8 +117,7 @@ class Plan:
     @property
     def failing(self) -> Step | None:
         """The step that failed when it was tried out."""
-        tried = (step for step in self.steps if step.preview is not None)
-        return next((step for step in tried if step.preview and step.preview.error), None)
+        return next((s for s in self.steps if s.preview is not None and s.preview.error), None)
 
     @property
     def has_unknown_history(self) -> bool:

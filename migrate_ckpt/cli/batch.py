@@ -18,7 +18,7 @@ from migrate_ckpt.cli.exit_codes import DONE, INTERRUPTED, exit_code_of, refuse_
 from migrate_ckpt.cli.output import Line, describe_error, error_data, print_json, print_lines
 from migrate_ckpt.cli.progress import Progress, show_progress
 from migrate_ckpt.cli.sources import SourceFile
-from migrate_ckpt.errors import FolderError, MigrateCkptError
+from migrate_ckpt.errors import FolderError, MigrateCkptError, UnknownMigration
 from migrate_ckpt.formats.pieces import Pieces, replace_file
 
 
@@ -108,7 +108,7 @@ def act_on_each(
     *,
     also: Mapping[str, Any] | None = None,
 ) -> int:
-    """Act on each source and go on after a failure, unless it is the folder's; gives the exit code.
+    """Act on each source and go on after a failure, unless it is one of the folder; gives the exit code.
 
     `also` is what JSON and the report say besides. An interrupt ends it with what has been done until then.
     """
@@ -149,7 +149,7 @@ def _try(act: Act, source: SourceFile, progress: Progress) -> Outcome:
     except (MigrateCkptError, OSError) as error:
         lines = [Line(describe_error(error, source.path))]
         data = {"error": error_data(error)}
-        is_final = isinstance(error, FolderError)
+        is_final = isinstance(error, (FolderError, UnknownMigration))
         return Outcome(FAILED, lines, data, exit_code_of(error), is_final)
 
 

@@ -78,7 +78,8 @@ def _check_checkpoints(options: Namespace, data: Mapping[str, Any]) -> int:
             reason = (plan.failing.preview.error or {}) if plan.failing.preview else {}
             lines.append(Line(f"  {printable(str(reason.get('message')))}", "bold red"))
             return Outcome("would fail", lines, data, MIGRATION_FAILED)
-        if plan.missed or plan.unknown or plan.changed:
+        skipped = any(step.state == "missed" and not step.will_run for step in plan.steps)
+        if skipped or plan.unknown or plan.changed:
             return Outcome("in doubt", lines, data, ANSWER_IS_NO)
         return Outcome("good", lines, data)
 

@@ -134,6 +134,15 @@ def test_check_finds_a_checkpoint_that_was_migrated_with_other_code(write_folder
     assert "Edited since they were applied" in capsys.readouterr().out
 
 
+def test_check_takes_a_missed_migration_for_good_only_if_it_will_run(write_folder, capsys):
+    write_folder({"0002_b.py": GOOD})
+    main(["run", "old.ckpt", "--in-place"])
+    write_folder({"0001_a.py": GOOD})
+
+    assert main(["check", "old.ckpt"]) == 1
+    assert main(["check", "old.ckpt", "--policy", "run-missed"]) == 0
+
+
 def test_check_as_json_is_one_document(write_folder, capsys):
     write_folder({"0001_a.py": GOOD})
 
