@@ -65,11 +65,15 @@ class ZipWriter:
         for run in _runs(entries):
             length = run[-1].end - run[0].header_offset
             alignment = PAGE_BYTES if length >= LARGE_RUN_BYTES else ALIGNMENT
-            shift = 0
-            for index, entry in enumerate(run):
-                # Headers at 4 GiB and beyond carry their own offset, so they cannot be moved as they are.
-                if index and self._pieces.size + entry.end - entry.header_offset < U32:
-                    self._keep_with_its_header(entry, shift)
+            shift = self._keep_with_new_header(run[0], alignment)
+            rest = run[1:]
+            # Headers at 4 GiB and beyond carry their own offset, so they cannot be moved as they are.
+            if rest and rest[-1].end + shift < U32:
+                self._keep_with_their_headers(rest, shift)
+                rest = []
+            for entry in rest:
+                if entry.end + shift < U32:
+                    self._keep_with_their_headers([entry], shift)
                 else:
                     shift = self._keep_with_new_header(entry, alignment)
 
@@ -99,10 +103,14 @@ class ZipWriter:
         self._pieces.add_bytes(bytes(directory))
         return self._pieces
 
-    def _keep_with_its_header(self, entry: Entry, shift: int) -> None:
-        self._pieces.add_range(entry.header_offset, entry.end - entry.header_offset)
-        header_offset, data_offset = entry.header_offset + shift, entry.data_offset + shift
-        self._note(entry.name, header_offset, data_offset, entry.size, entry.crc, entry.flags)
+    def _keep_with_their_headers(self, entries: list[Entry], shift: int) -> None:
+        """Keep records that follow each other as one range, each with all that is its own."""
+        start = entries[0].header_offset
+        self._pieces.add_range(start, entries[-1].end - start)
+        self._directory += [
+            Entry(name, header + shift, data + shift, size, crc, flags, end + shift)
+            for name, header, data, size, crc, flags, end in entries
+        ]
 
     def _keep_with_new_header(self, entry: Entry, alignment: int) -> int:
         """Keep the bytes of a record behind a new header; gives how far they move, a multiple of the alignment."""
@@ -170,11 +178,12 @@ def _flags(size: int) -> int:
 
 
 def _central_header(entry: Entry) -> bytes:
-    name = entry.name.encode()
-    numbers = [entry.size, entry.size] if entry.size >= U32 else []
-    if entry.header_offset >= U32:
-        numbers.append(entry.header_offset)
-    extra = struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
+    name, extra = entry.name.encode(), b""
+    if entry.size >= U32 or entry.header_offset >= U32:
+        numbers = [entry.size, entry.size] if entry.size >= U32 else []
+        if entry.header_offset >= U32:
+            numbers.append(entry.header_offset)
+        extra = struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
     size, offset = min(entry.size, U32), min(entry.header_offset, U32)
     fields = (
         b"PK\1\2",
