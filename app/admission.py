@@ -12,8 +12,9 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NoReturn
 
 from app.claims import Claims
@@ -88,14 +89,17 @@ class Admission:
         self.is_stopping = True
         self._end.set()
 
-    async def given_up(self) -> NoReturn:
+    async def given_up(self, facts: Mapping[str, object] = MappingProxyType({})) -> NoReturn:
         """Wait until all is given up.
+
+        Args:
+            facts: what the problem says beside, as it is by then.
 
         Raises:
             ServiceError: then, always.
         """
         await self._end.wait()
-        raise _stopping("The service stopped before this was done; send the request again.")
+        raise _stopping("The service stopped before this was done; send it again.", **facts)
 
     @contextlib.contextmanager
     def place(self, declared_bytes: int | None) -> Iterator[Place]:
@@ -202,5 +206,5 @@ def _kept_places(most: int) -> int:
     return max(1, most // KEPT_PLACES_SHARE) if most > 1 else 0
 
 
-def _stopping(message: str) -> ServiceError:
-    return ServiceError("stopping", message, retryable=True, retry_after=1)
+def _stopping(message: str, **facts: object) -> ServiceError:
+    return ServiceError("stopping", message, retryable=True, retry_after=1, **facts)

@@ -90,7 +90,7 @@ def test_what_has_not_ended_in_time_is_killed_and_said_to_be(
 
         answer = under_way.result(20)
         assert (answer.status_code, answer.json()["error_type"]) == (503, "stopping")
-        assert answer.json()["retryable"] is True
+        assert (answer.json()["retryable"], answer.json()["migration"]) == (True, "0001_first")
         assert service.process.wait(10) == 0
         assert not is_alive(run)
     assert list(service.scratch.iterdir()) == []
