@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import copy
 import ipaddress
 import os
 import sys
-from typing import Any
 
 import uvicorn
-import uvicorn.config
 
 from app.access import SCOPES, InvalidTokens, new_token
 from app.errors import ServiceError
 from app.instance import instance_folder
+from app.logs import log_config
 from app.main import create_app
 from app.sandbox import Sandbox
 from app.server import Server
@@ -139,7 +137,13 @@ def serve() -> None:
     check_sandbox(settings)
     app = create_app(settings)
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=_log_config(), server_header=False
+        app,
+        host=host,
+        port=port,
+        # A line for each request is ours to write.
+        access_log=False,
+        log_config=log_config(settings.log_format, settings.log_level),
+        server_header=False,
     )
     grace_seconds = settings.shutdown_grace_seconds
     Server(config, admission=app.state.admission, grace_seconds=grace_seconds).run()
@@ -152,13 +156,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _log_config() -> dict[str, Any]:
-    """Return the server's own logging, with ours beside it on standard error."""
-    log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-    log_config["loggers"]["app"] = {"handlers": ["default"], "level": "INFO"}
-    return log_config
 
 
 if __name__ == "__main__":

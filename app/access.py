@@ -39,6 +39,7 @@ ROUTES: Mapping[str, Scope | Literal["open"]] = {
     "GET /migrations": "read",
     "GET /migrations/{name}": "read",
     "GET /version": "read",
+    "GET /metrics": "read",
     "GET /livez": "open",
     "GET /readyz": "open",
     "GET /docs": "open",
@@ -48,8 +49,8 @@ ROUTES: Mapping[str, Scope | Literal["open"]] = {
 }
 
 _PATTERNS = [
-    (method, compile_path(path)[0], scope)
-    for (method, path), scope in zip(map(str.split, ROUTES), ROUTES.values(), strict=True)
+    (route, method, compile_path(path)[0])
+    for route, (method, path) in zip(ROUTES, map(str.split, ROUTES), strict=True)
 ]
 
 # What a search for leaked secrets can look for.
@@ -236,10 +237,16 @@ def needed_scope(method: str, path: str) -> Scope | Literal["open"] | None:
 
     None means that there is no such route: any token will do, for it gets no further than a 404.
     """
+    route = find_route(method, path)
+    return None if route is None else ROUTES[route]
+
+
+def find_route(method: str, path: str) -> str | None:
+    """Return the route of a request as `ROUTES` names it, None where there is none."""
     method = "GET" if method == "HEAD" else method
-    for known, pattern, scope in _PATTERNS:
+    for route, known, pattern in _PATTERNS:
         if method == known and pattern.match(path):
-            return scope
+            return route
     return None
 
 

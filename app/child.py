@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, UPLOAD_NAME, RunRequest
+from app.timeline import Timeline
 from migrate_ckpt import (
     Format,
     MigrateCkptError,
+    MigrationFailed,
     MigrationSet,
     Policy,
     Range,
@@ -41,16 +43,20 @@ class _Failure(Exception):
 
 
 def run(request: RunRequest, on_step: OnStep) -> None:
-    """Do what is asked and write the outcome: {"result": …} or {"error": …}."""
+    """Do what is asked and write the outcome: {"result": …} or {"error": …}, and its "timings"."""
+    timeline = Timeline()
+    outcome: dict[str, Any]
     try:
-        outcome = {"result": _ACTIONS[request.action](request, on_step)}
+        outcome = {"result": _ACTIONS[request.action](request, on_step, timeline)}
     except (MigrateCkptError, _Failure) as error:
+        if isinstance(error, MigrationFailed):
+            timeline.take(error.report)
         outcome = {"error": error.to_dict()}
     except Exception as error:
         # For the log; the client learns no more than what kind of failure it was.
         traceback.print_exc()
         outcome = {"error": _classify(error).to_dict()}
-    text = json.dumps(outcome)
+    text = json.dumps({**outcome, "timings": timeline.to_list()})
     (Path(request.scratch_folder) / OUTCOME_NAME).write_text(text, encoding="ascii")
 
 
@@ -66,26 +72,32 @@ def _classify(error: Exception) -> _Failure:
     return _Failure("internal", message, retryable=True)
 
 
-def _migrate(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
+def _migrate(request: RunRequest, on_step: OnStep, timeline: Timeline) -> dict[str, Any]:
+    def begin_step(position: int, count: int, name: str) -> None:
+        timeline.begin("migration", name)
+        on_step(position, count, name)
+
     options = _options(request)
-    with run_file(_source(request), _set(request), **options, on_step=on_step) as done:
+    with run_file(_source(request), _set(request), **options, on_step=begin_step) as done:
+        timeline.take(done.report)
+        timeline.begin("write")
         pieces = spill(done.pieces, Path(request.scratch_folder) / NEW_BYTES_NAME)
         report = replace(done.verify(), fingerprint=request.fingerprint)
         return {"report": report.to_dict(), "header": report.to_header(), "pieces": pieces}
 
 
-def _plan(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
+def _plan(request: RunRequest, on_step: OnStep, timeline: Timeline) -> dict[str, Any]:
     options = _options(request)
     return plan_file(
         _source(request), _set(request), with_changes=request.changes, **options
     ).to_dict()
 
 
-def _inspect(request: RunRequest, on_step: OnStep) -> dict[str, Any]:
+def _inspect(request: RunRequest, on_step: OnStep, timeline: Timeline) -> dict[str, Any]:
     return inspect_file(_source(request)).to_dict()
 
 
-_ACTIONS: dict[str, Callable[[RunRequest, OnStep], dict[str, Any]]] = {
+_ACTIONS: dict[str, Callable[[RunRequest, OnStep, Timeline], dict[str, Any]]] = {
     "migrate": _migrate,
     "plan": _plan,
     "inspect": _inspect,

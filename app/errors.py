@@ -123,6 +123,8 @@ def problem(
     request: Request, error: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Answer with what a `to_dict` of an error says."""
+    # For the log and the metrics.
+    request.state.error = error
     status = HTTPStatus(STATUSES.get(error["error_type"], 500))
     body = {
         "type": "about:blank",

@@ -58,6 +58,7 @@ class ForkedRun:
     begun: float = field(default_factory=time.monotonic)
     last_scratch_look: float = 0.0
     reason: str | None = None
+    peak_bytes: int = 0
     output: bytearray = field(default_factory=bytearray)
 
     @classmethod
@@ -107,7 +108,9 @@ class ForkedRun:
 
     def _holds_too_much(self, pids: set[int]) -> bool:
         inherited, most = self.limits.inherited_bytes, self.limits.memory_bytes
-        if sum(max(held_bytes(pid) - inherited, 0) for pid in pids) <= most:
+        held = sum(max(held_bytes(pid) - inherited, 0) for pid in pids)
+        self.peak_bytes = max(self.peak_bytes, held)
+        if held <= most:
             return False
         if len(pids) == 1:
             return True
@@ -138,6 +141,7 @@ class ForkedRun:
         facts = {
             "status": os.waitstatus_to_exitcode(status),
             "reason": self.reason,
+            "peak_bytes": self.peak_bytes,
             "output": self.output.decode("utf-8", "replace"),
         }
         # The child may have been killed in the middle of a line.

@@ -2,7 +2,7 @@
 
 The web process starts it with one socket. Each run arrives there as a descriptor: the run's
 channel, on which its request lies already. On the channel come back, as lines of JSON, {"step":
-[position, count, name]} from the child and, last of all, {"exit": {"status", "reason", "output"}}
+[position, count, name]} from the child and, last of all, {"exit": {"status", "reason", "peak_bytes", "output"}}
 from here. When the other side closes its end of a channel, the run is killed; when it closes the
 socket, every run is, and this process ends. The first it says on the socket itself is a line, too:
 that it is ready, and which layers are around the runs.

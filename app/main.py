@@ -18,14 +18,17 @@ from app.access import Access, AccessMiddleware
 from app.admission import Admission
 from app.early_answers import EarlyAnswerMiddleware
 from app.instance import instance_folder
+from app.live_metrics import live_metrics
+from app.metrics import Metrics
 from app.openapi import declare_access
 from app.request_ids import RequestIdMiddleware
-from app.routes import docs, health, inspect, migrate, migrations, plan
+from app.routes import docs, health, inspect, metrics, migrate, migrations, plan
 from app.sandbox import Sandbox
 from app.scratch_room import free_bytes
 from app.security_headers import SecurityHeadersMiddleware
 from app.sets import MigrationSets
 from app.settings import Settings, read_settings
+from app.telemetry import Telemetry, TelemetryMiddleware
 from app.turns import Limits
 from app.watching import watching
 
@@ -56,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         run_memory_bytes=settings.run_memory_bytes,
         free_bytes=partial(free_bytes, settings.scratch_folder),
     )
+    app.state.telemetry = Telemetry(Metrics(live_metrics(app.state)))
     # The last one added is the first to see a request.
     app.add_middleware(AccessMiddleware, access=app.state.access)
     if settings.cors_origins:
@@ -67,10 +71,11 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(TelemetryMiddleware, telemetry=app.state.telemetry)
     app.add_middleware(EarlyAnswerMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
-    for resource in (migrate, plan, inspect, migrations, health, docs):
+    for resource in (migrate, plan, inspect, migrations, health, metrics, docs):
         app.include_router(resource.router)
     if not app.state.access.is_open:
         declare_access(app)

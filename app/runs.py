@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,15 +15,17 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from app.admission import Admission
-from app.errors import RunFailed, ServiceError
+from app.errors import ServiceError
 from app.fingerprint import fingerprint, installed_versions
 from app.parameters import RunParameters, read_parameters, refuse_unknown
+from app.run_facts import RunFacts
 from app.run_request import OUTCOME_NAME, RunRequest
 from app.sandbox import Sandbox
 from app.scratch import Scratch
 from app.scratch_room import Place
 from app.sets import LoadedSets, MigrationSets
 from app.settings import Settings
+from app.telemetry import Telemetry
 from app.uploads import Upload, declared_bytes, receive
 
 T = TypeVar("T")
@@ -57,6 +60,7 @@ async def run_upload(
     settings: Settings = request.app.state.settings
     admission: Admission = request.app.state.admission
     sets: MigrationSets = request.app.state.sets
+    telemetry: Telemetry = request.app.state.telemetry
     refuse_unknown(request.query_params.keys(), parameters)
     query = request.query_params.multi_items()
     if action != "inspect":
@@ -72,18 +76,22 @@ async def run_upload(
             on_received=partial(admission.receive, place),
         )
         upload = await _unless(receiving, _stalled(place), admission.given_up())
+        request.state.facts.received = time.monotonic()
         asked = read_parameters([*query, *upload.fields])
         order = RunRequest(action, str(scratch.folder))
         if action != "inspect":
             order = _with_migrations(order, asked, upload, held, settings)
-        step = _Step()
-        running = _run_in_turn(request, order, upload.size, step)
-        try:
-            await _unless(running, _client_gone(request), admission.given_up())
-        except ServiceError as error:
-            error.data = {**step.facts, **error.data}
-            raise
-        return Done(upload, await scratch.do(_read_result, scratch))
+        migration_set = held.find(asked.set) if action != "inspect" else None
+        with telemetry.run(action, upload.size, migration_set) as facts:
+            request.state.facts.run = facts
+            step = _Step()
+            running = _run_in_turn(request, order, facts, step)
+            try:
+                await _unless(running, _client_gone(request), admission.given_up())
+            except ServiceError as error:
+                error.data = {**step.facts, **error.data}
+                raise
+            return Done(upload, facts.take(await scratch.do(_read_outcome, scratch)))
 
 
 class _Step:
@@ -96,10 +104,11 @@ class _Step:
         self.facts = {"position": position, "count": count, "migration": name}
 
 
-async def _run_in_turn(request: Request, order: RunRequest, size: int, step: _Step) -> None:
+async def _run_in_turn(request: Request, order: RunRequest, facts: RunFacts, step: _Step) -> None:
     sandbox: Sandbox = request.app.state.sandbox
-    async with request.app.state.admission.turn(size):
-        await sandbox.run(order, label=request.state.request_id, on_step=step.note)
+    async with request.app.state.admission.turn(facts.input_bytes):
+        facts.begin()
+        await sandbox.run(order, label=request.state.request_id, on_step=step.note, facts=facts)
 
 
 def _with_migrations(
@@ -162,10 +171,7 @@ async def _stalled(place: Place) -> NoReturn:
             raise ServiceError("upload_stalled", message, retryable=True)
 
 
-def _read_result(scratch: Scratch) -> dict[str, Any]:
+def _read_outcome(scratch: Scratch) -> dict[str, Any]:
     with os.fdopen(os.dup(scratch.open(OUTCOME_NAME)), encoding="ascii") as file:
-        outcome = json.load(file)
-    if "error" in outcome:
-        raise RunFailed.from_dict(outcome["error"])
-    result: dict[str, Any] = outcome["result"]
-    return result
+        outcome: dict[str, Any] = json.load(file)
+    return outcome

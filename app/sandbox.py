@@ -15,6 +15,7 @@ from typing import Any
 
 from app.errors import STATUSES, RunFailed, ServiceError
 from app.forkserver_process import ForkServerProcess
+from app.run_facts import RunFacts
 from app.run_request import DONE_STATUS, RunRequest
 from app.sandbox_settings import IN_FORCE, Layer, SandboxSettings
 from app.settings import Settings
@@ -88,7 +89,12 @@ class Sandbox:
             await server.stop()
 
     async def run(
-        self, request: RunRequest, *, label: str, on_step: OnStep = lambda *_: None
+        self,
+        request: RunRequest,
+        *,
+        label: str,
+        on_step: OnStep = lambda *_: None,
+        facts: RunFacts | None = None,
     ) -> None:
         """Have one run done; its outcome then lies in its scratch folder. Cancelling this kills it.
 
@@ -96,6 +102,7 @@ class Sandbox:
             request: what to do.
             label: what the log calls the run.
             on_step: is told position, count and name of each migration that begins.
+            facts: learn how much memory it held.
 
         Raises:
             RunFailed: a limit was reached, or the process ended without an outcome.
@@ -107,6 +114,8 @@ class Sandbox:
         except asyncio.CancelledError:
             logger.warning("run %s: The run was cancelled%s.", label, following.end.where)
             raise
+        if facts is not None:
+            facts.peak_bytes = end.peak_bytes
         if end.output:
             logger.info("run %s printed:\n%s", label, end.output)
         if end.reason or end.status != DONE_STATUS:
@@ -145,6 +154,8 @@ class RunEnd:
     reason: str | None = "sandbox_lost"
     output: str = ""
     step: tuple[int, int, str] | None = None
+    # The most that was seen of it, beside what it inherited; a short run may never have been looked at.
+    peak_bytes: int = 0
 
     @property
     def where(self) -> str:
@@ -207,6 +218,13 @@ def _take_event(end: RunEnd, line: bytes) -> RunEnd:
     match event:
         case {"step": [int(position), int(count), str(name)]}:
             return replace(end, step=(position, count, name))
-        case {"exit": {"status": int(status), "reason": reason, "output": str(output)}}:
-            return replace(end, status=status, reason=reason, output=output)
+        case {
+            "exit": {
+                "status": int(status),
+                "reason": reason,
+                "peak_bytes": int(peak_bytes),
+                "output": str(output),
+            }
+        }:
+            return replace(end, status=status, reason=reason, peak_bytes=peak_bytes, output=output)
     return end

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.linux import total_memory_bytes
+from app.logs import LogFormat, LogLevel
 from migrate_ckpt import read_allowed_globals
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class Settings(BaseSettings):
         False,
         description="Listen on an address that other machines can reach, without access tokens.",
     )
+    log_format: LogFormat = Field(
+        "auto", description="Lines of JSON or of text; text on a terminal where it is auto."
+    )
+    log_level: LogLevel = Field("info", description="From where on the log says something.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="The origins whose pages may call this service from a browser."
     )

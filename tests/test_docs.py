@@ -124,6 +124,13 @@ def test_every_error_type_is_in_the_table_with_its_status() -> None:
     assert documented == {name: str(status) for name, status in STATUSES.items()} | without_status
 
 
+def test_every_metric_is_in_the_table_with_its_labels(application: FastAPI) -> None:
+    rows = {row[0].strip("`"): re.findall(r"`(\w+)`", row[1]) for row in table("metric")}
+
+    metrics = application.state.telemetry.metrics
+    assert rows == {name: list(labels) for name, labels in metrics.labels.items()}
+
+
 def test_every_command_is_in_the_table_and_no_other() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "migrate_ckpt.cli", "--help"], capture_output=True, text=True

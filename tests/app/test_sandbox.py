@@ -10,7 +10,7 @@ from app.sandbox import RunEnd, _take_event
 LINES = [
     {"step": [1, 2, "0001_a"]},
     {"step": [2, 2, "0002_b"]},
-    {"exit": {"status": -9, "reason": "timeout", "output": "bye"}},
+    {"exit": {"status": -9, "reason": "timeout", "peak_bytes": 7, "output": "bye"}},
 ]
 
 
@@ -20,7 +20,7 @@ def test_events_add_up_to_how_a_run_ended() -> None:
     for event in LINES:
         end = _take_event(end, json.dumps(event).encode() + b"\n")
 
-    assert end == RunEnd(-9, "timeout", "bye", (2, 2, "0002_b"))
+    assert end == RunEnd(-9, "timeout", "bye", (2, 2, "0002_b"), 7)
 
 
 @pytest.mark.parametrize(
