@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 import torch
 
@@ -218,19 +220,24 @@ def test_a_folders_own_template_is_taken_unless_a_form_is_asked_for(write_folder
     assert "Ticket" not in (folder / "0002_second.py").read_text()
 
 
-# One of each verb that takes something away, on a checkpoint that it fits.
+# On the checkpoint below each of them has something to do.
 SAMPLES = {
     "drop": lambda: operations.drop("w"),
     "cast": lambda: operations.cast("float16"),
     "rename": lambda: operations.rename("w", "v"),
     "split": lambda: operations.split("w", ["a", "b"]),
     "add": lambda: operations.add("new", 0.0),
+    "add_prefix": lambda: operations.add_prefix("net"),
+    "drop_value": lambda: operations.drop_value("epoch"),
+    "set_value": lambda: operations.set_value("epoch", 4),
+    "move": lambda: operations.move("epoch", "step"),
+    "normalise": lambda: operations.normalise(),
 }
 
 
 @pytest.mark.parametrize("verb", SAMPLES)
 def test_a_verb_is_taken_for_lossy_if_it_has_no_inverse(verb):
-    ckpt = {"w": torch.ones(2)}
+    ckpt = {"state_dict": {"w": torch.ones(2)}, "epoch": 3, "path": pathlib.PurePosixPath("x")}
 
     try:
         SAMPLES[verb]().inverse(ckpt)
@@ -239,6 +246,10 @@ def test_a_verb_is_taken_for_lossy_if_it_has_no_inverse(verb):
         is_lossy = True
 
     assert (verb in LOSSY_OPERATIONS) is is_lossy
+
+
+def test_the_examples_of_this_repository_have_no_finding():
+    assert lint_folder(pathlib.Path(__file__).parents[3] / "migrations") == []
 
 
 def test_every_verb_that_is_taken_for_lossy_is_there():
