@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from migrate_ckpt.outline import OutlineEntry
@@ -107,7 +107,7 @@ def _pair_renamed(
     old: Mapping[tuple[str, ...], OutlineEntry], new: Mapping[tuple[str, ...], OutlineEntry]
 ) -> Iterator[tuple[tuple[str, ...], OutlineEntry]]:
     """Pair each new path with the entry whose tensor came to it from another path that it left."""
-    gone: dict[OutlineEntry, list[OutlineEntry]] = {}
+    gone: dict[Hashable, list[OutlineEntry]] = {}
     for path, entry in old.items():
         if _is_identified(entry) and new.get(path) != entry:
             gone.setdefault(_anywhere(entry), []).append(entry)
@@ -124,5 +124,6 @@ def _is_identified(entry: OutlineEntry) -> bool:
     return entry.shape is not None and entry.content is not None
 
 
-def _anywhere(entry: OutlineEntry) -> OutlineEntry:
-    return replace(entry, path=())
+def _anywhere(entry: OutlineEntry) -> Hashable:
+    """All that an entry says but its path."""
+    return entry.kind, entry.dtype, entry.shape, entry.nbytes, entry.content

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from migrate_ckpt.changes import MAX_CHANGES
 from migrate_ckpt.errors import HistoryError, TargetExists, UnreadableCheckpoint
 from migrate_ckpt.file_run import (
     Run,
@@ -71,13 +72,14 @@ def plan_file(
     migrations: MigrationSet,
     *,
     with_changes: bool = False,
+    max_changes: int | None = MAX_CHANGES,
     **options: Unpack[RunKeywords],
 ) -> Plan:
     """What running a set on a file would do. Loads no torch, runs no migration, reads no tensor.
 
     With changes each step also says what it would add, remove, change and rename. To know it, the migrations are
-    loaded and run in memory; nothing is written. One that fails is no error here: its step says so. The other options
-    are those of `RunOptions`.
+    loaded and run in memory; nothing is written. One that fails is no error here: its step says so. Of each step at
+    most `max_changes` are kept, and all are counted. The other options are those of `RunOptions`.
 
     Raises:
         UnreadableCheckpoint: The file is no checkpoint that is read here, or it is damaged.
@@ -90,7 +92,8 @@ def plan_file(
         contents = container.read(OutlineTensors(container))
         plan = plan_contents(contents, migrations, RunOptions(**options))
         if with_changes and plan.to_run:
-            return preview_plan(container, plan, load_migrations(migrations))
+            loaded = load_migrations(migrations)
+            return preview_plan(container, plan, loaded, max_changes=max_changes)
         return plan
 
 

@@ -61,9 +61,12 @@ def plan(options: Namespace) -> int:
     choices = choices_of(options)
 
     def plan_one(source: SourceFile, progress: Progress) -> Outcome:
-        planned = plan_file(source.path, migrations, with_changes=options.verbose, **choices)
+        planned = plan_file(
+            source.path, migrations, with_changes=options.verbose, max_changes=None, **choices
+        )
         lines = describe_plan(source.path, planned, verbose=options.verbose)
-        data = {"plan": planned.to_dict()}
+        # Of forty large checkpoints that is much, and a person does not see it.
+        data = {"plan": planned.to_dict()} if options.json or options.report else {}
         if planned.failing is not None:
             return Outcome("would fail", lines, data, MIGRATION_FAILED)
         if planned.has_work:
