@@ -244,6 +244,7 @@ def _answer(work: Callable[[], str | None], descriptor: int) -> None:
         os.write(1, (work() or "").encode())
         status = 0
     except Exception as error:
-        os.write(1, str(error).encode())
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        os.write(1, reason.encode())
     finally:
         os._exit(status)

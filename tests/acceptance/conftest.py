@@ -269,7 +269,7 @@ def running_service(
 ) -> Iterator[Service]:
     """Start a service on the migrations in this folder, and stop it again."""
     port, log, scratch = free_port(), folder / "log", folder / "scratch"
-    scratch.mkdir()
+    scratch.mkdir(exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "app", "serve"],
@@ -316,6 +316,11 @@ def sleeping_run(service: Service, old: Path) -> Iterator[None]:
         connection.sendall(head("/migrate?set=sleeps", len(body)) + body)
         assert eventually(service.runs)
         yield
+
+
+def leave_during_run(service: Service, old: Path) -> None:
+    with sleeping_run(service, old):
+        pass
 
 
 def answers(service: Service) -> bool:

@@ -21,6 +21,7 @@ from tests.acceptance.conftest import (
     eventually,
     head,
     is_alive,
+    leave_during_run,
     running_service,
     sleeping_run,
     write_sets,
@@ -243,11 +244,6 @@ def open_files(service: Service) -> tuple[int, int]:
         len(os.listdir(f"/proc/{pid}/fd")) for pid in (service.pid, service.fork_server())
     )
     return web, fork_server
-
-
-def leave_during_run(service: Service, old: Path) -> None:
-    with sleeping_run(service, old):
-        pass
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
