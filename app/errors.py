@@ -33,6 +33,8 @@ STATUSES: Mapping[str, int] = {
     "no_file": 400,
     "several_files": 400,
     "empty_file": 400,
+    "invalid_digest": 400,
+    "digest_mismatch": 400,
     "unauthorized": 401,
     "insufficient_scope": 403,
     "not_found": 404,

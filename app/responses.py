@@ -8,12 +8,14 @@ import os
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.archive import StoredZip
+from app.digests import repr_digest
 from app.errors import ServiceError
 from app.filenames import attachment, migrated_name
 from app.run_request import NEW_BYTES_NAME
@@ -36,9 +38,14 @@ class Extent:
 
 
 async def answer_migrated(
-    done: Done, scratch: Scratch, *, media_type: str, filename: str | None = None
+    done: Done,
+    scratch: Scratch,
+    *,
+    media_type: str,
+    filename: str | None = None,
+    digest_algorithm: str | None = None,
 ) -> Response:
-    """Answer with the migrated file, or with a zip of it and the full report."""
+    """Answer with the migrated file, or with a zip of it and the full report; with a digest where one is wanted."""
     filename = done.upload.filename or filename
     new_bytes = await scratch.do(scratch.open, NEW_BYTES_NAME)
     descriptors = {"source": done.upload.descriptor, "new": new_bytes}
@@ -47,14 +54,17 @@ async def answer_migrated(
     ]
     size = sum(extent.count for extent in extents)
     headers = {"Migration-Report": done.result["header"]}
-    content = stream(scratch, read_blocks(extents))
+    read = partial(read_blocks, extents)
     name = migrated_name(filename, extension=_new_extension(done.result["report"]))
     if media_type == ZIP_TYPE:
         report = json.dumps(done.result["report"], indent=2).encode("ascii")
         archive = StoredZip("report.json", report, name, size)
-        content, size = _zip(archive, content), archive.size
+        read, size = partial(_read_zip, archive, extents), archive.size
         name = migrated_name(filename, extension=".zip")
     headers |= {"Content-Length": str(size), "Content-Disposition": attachment(name)}
+    if digest_algorithm is not None:
+        headers["Repr-Digest"] = await scratch.do(repr_digest, digest_algorithm, read())
+    content = stream(scratch, read())
     return StreamingResponse(content, headers=headers, media_type=media_type)
 
 
@@ -98,11 +108,11 @@ def read_blocks(extents: Iterable[Extent]) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-async def _zip(archive: StoredZip, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def _read_zip(archive: StoredZip, extents: Iterable[Extent]) -> Iterator[bytes]:
     yield archive.head()
     crc = 0
-    async for block in content:
-        crc = await asyncio.to_thread(zlib.crc32, block, crc)
+    for block in read_blocks(extents):
+        crc = zlib.crc32(block, crc)
         yield block
     yield archive.tail(crc)
 

@@ -14,6 +14,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from app.digests import ExpectedDigests
 from app.errors import ServiceError
 from app.forms import FormReader
 from app.run_request import UPLOAD_NAME
@@ -79,11 +80,15 @@ async def receive(
         on_received: is told how many bytes have come in so far; what it raises ends the upload.
 
     Raises:
-        ServiceError: too large, no file or more than one, an unknown form field, not well formed.
+        ServiceError: too large, no file or more than one, an unknown form field, not well formed, or
+            not what a digest of it says.
         ClientDisconnect: the client went before it had sent everything.
     """
     kind, options = _content_type(request)
+    expected = ExpectedDigests(request.headers)
     chunks = _chunks(request, on_received)
+    if expected:
+        chunks = _digested(chunks, expected, scratch)
     writer = FileWriter(scratch, scratch.create(UPLOAD_NAME), max_bytes=max_bytes)
     form = FormReader(writer.add, field_names)
     if kind == FORM_TYPE:
@@ -93,6 +98,7 @@ async def receive(
             writer.add(memoryview(chunk))
             await writer.write_full_batch()
     digest = await writer.finish()
+    expected.check()
     if not writer.size:
         raise ServiceError("empty_file", "The file is empty: send the checkpoint's bytes.")
     fields = tuple(form.fields)
@@ -108,6 +114,15 @@ async def _chunks(request: Request, on_received: Callable[[int], None]) -> Async
     async for chunk in request.stream():
         received += len(chunk)
         on_received(received)
+        yield chunk
+
+
+async def _digested(
+    chunks: AsyncIterator[bytes], expected: ExpectedDigests, scratch: Scratch
+) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        # In the thread that writes, before what it writes of this chunk.
+        scratch.begin(expected.update, chunk)
         yield chunk
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from app.digests import wanted_algorithm
 from app.openapi import PROBLEMS, takes_checkpoint
 from app.parameters import RUN_PARAMETERS
 from app.responses import FILE_TYPE, ZIP_TYPE, answer_migrated, negotiate
@@ -27,6 +28,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
                 "schema": {"type": "string"},
             },
             "Content-Disposition": {"schema": {"type": "string"}},
+            "Repr-Digest": {
+                "description": "Where Want-Repr-Digest asks for it (RFC 9530): of sha-256 or sha-512.",
+                "schema": {"type": "string"},
+            },
         },
     },
     **PROBLEMS,
@@ -43,7 +48,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def migrate(request: Request, scratch: Annotated[Scratch, Depends(new_scratch)]) -> Response:
     media_type = negotiate(request)
     done = await run_upload(request, scratch, "migrate", parameters=RUN_PARAMETERS)
-    return await answer_migrated(done, scratch, media_type=media_type)
+    return await answer_migrated(
+        done, scratch, media_type=media_type, digest_algorithm=wanted_algorithm(request.headers)
+    )
 
 
 @router.put(
@@ -58,4 +65,10 @@ async def migrate_named(
 ) -> Response:
     media_type = negotiate(request)
     done = await run_upload(request, scratch, "migrate", parameters=RUN_PARAMETERS)
-    return await answer_migrated(done, scratch, media_type=media_type, filename=filename)
+    return await answer_migrated(
+        done,
+        scratch,
+        media_type=media_type,
+        filename=filename,
+        digest_algorithm=wanted_algorithm(request.headers),
+    )
