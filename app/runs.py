@@ -84,31 +84,24 @@ async def run_upload(
         migration_set = held.find(asked.set) if action != "inspect" else None
         with telemetry.run(action, upload.size, migration_set) as facts:
             request.state.facts.run = facts
-            step = _Step()
+            step: dict[str, object] = {}
             running = _run_in_turn(request, order, facts, step)
-            try:
-                await _unless(running, _client_gone(request), admission.given_up())
-            except ServiceError as error:
-                error.data = {**step.facts, **error.data}
-                raise
+            await _unless(running, _client_gone(request), admission.given_up(step))
             return Done(upload, facts.take(await scratch.do(_read_outcome, scratch)))
 
 
-class _Step:
-    """The migration that a run has begun last, as a problem names it."""
+async def _run_in_turn(
+    request: Request, order: RunRequest, facts: RunFacts, step: dict[str, object]
+) -> None:
+    """Run when it is its turn; `step` holds, as a problem names it, the migration that was begun last."""
 
-    def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}
+    def note(position: int, count: int, name: str) -> None:
+        step.update(position=position, count=count, migration=name)
 
-    def note(self, position: int, count: int, name: str) -> None:
-        self.facts = {"position": position, "count": count, "migration": name}
-
-
-async def _run_in_turn(request: Request, order: RunRequest, facts: RunFacts, step: _Step) -> None:
     sandbox: Sandbox = request.app.state.sandbox
     async with request.app.state.admission.turn(facts.input_bytes):
         facts.begin()
-        await sandbox.run(order, label=request.state.request_id, on_step=step.note, facts=facts)
+        await sandbox.run(order, label=request.state.request_id, on_step=note, facts=facts)
 
 
 def _with_migrations(

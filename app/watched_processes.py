@@ -68,7 +68,7 @@ def scratch_bytes(folder: Path, pids: set[int]) -> int | None:
     """
     entries = 0
     to_visit = [str(folder)]
-    blocks = _nameless_blocks(pids, os.stat(folder).st_dev)
+    blocks = _nameless_blocks(pids, _device(folder))
     while to_visit:
         try:
             with os.scandir(to_visit.pop()) as found:
@@ -89,7 +89,14 @@ def scratch_bytes(folder: Path, pids: set[int]) -> int | None:
     return sum(blocks.values()) * _BLOCK_BYTES
 
 
-def _nameless_blocks(pids: set[int], device: int) -> dict[int, int]:
+def _device(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_dev
+    except OSError:
+        return None
+
+
+def _nameless_blocks(pids: set[int], device: int | None) -> dict[int, int]:
     """Return for each file without a name, by its number, how many blocks it has."""
     blocks: dict[int, int] = {}
     for pid in pids:

@@ -109,3 +109,7 @@ def test_scratch_of_too_many_files_is_not_counted(tmp_path: Path) -> None:
         (tmp_path / str(number)).touch()
 
     assert scratch_bytes(tmp_path, set()) is None
+
+
+def test_scratch_that_has_gone_holds_nothing(tmp_path: Path) -> None:
+    assert scratch_bytes(tmp_path / "gone", {os.getpid()}) == 0
