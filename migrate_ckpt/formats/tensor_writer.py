@@ -70,7 +70,7 @@ class TensorWriter:
 
     Attributes:
         base: The container that the new file is made from: the one given, or the first that a storage was read from.
-            Its storages keep their keys, so that their records can be kept too.
+            Its storages keep their keys where these are free, so that their records can be kept too.
     """
 
     def __init__(self, base: Container | None = None) -> None:
@@ -87,7 +87,11 @@ class TensorWriter:
 
     def unchanged_keys(self) -> set[str]:
         """Keys of the storages that come from the base and are in memory as they are there."""
-        own = {used.key: used for used in self.storages if used.container is self.base}
+        own = {
+            used.key: used
+            for used in self.storages
+            if used.container is self.base and used.key == used.source_key
+        }
         if self.base is None or not own:
             return set()
         loaded = {
@@ -166,12 +170,14 @@ class TensorWriter:
         identity = (id(handle.container), handle.key)
         used = self._by_identity.get(identity)
         if used is None:
-            key = handle.key if handle.container is self.base else self._new_key()
+            # A storage that was made anew may have taken the key before the base was known.
+            keeps_key = handle.container is self.base and handle.key not in self._by_key
+            key = handle.key if keeps_key else self._new_key()
             used = self._by_identity[identity] = self._by_key[key] = WrittenStorage(
                 key, handle.location
             )
             used.container, used.source_key = handle.container, handle.key
-            if handle.container is self.base:
+            if keeps_key:
                 used.handles[global_path(handle.type)] = handle
         if storage is not None:
             used.storage = storage

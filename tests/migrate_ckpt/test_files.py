@@ -25,6 +25,7 @@ from migrate_ckpt import (
     read_checkpoint,
     read_folder,
     run_file,
+    write_checkpoint,
 )
 from migrate_ckpt.files import stamp_file
 from migrate_ckpt.formats.pieces import Range
@@ -384,3 +385,21 @@ def test_nothing_that_a_checkpoint_names_is_imported_or_called(tmp_path, folder)
     assert not (tmp_path / "marker").exists()
     inspection = inspect_file(tmp_path / "b")
     assert inspection.calls["posix.system"] == 1
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["of another size", "of the same size"])
+def test_new_tensor_in_front_does_not_take_the_place_of_one_that_was_read(
+    count: int, tmp_path: Path
+) -> None:
+    torch.save({"a": torch.ones(2), "b": torch.full((2,), 3.0)}, tmp_path / "old.ckpt")
+    ckpt = read_checkpoint(tmp_path / "old.ckpt")
+    ckpt = {"new": torch.full((count,), 7.0), **ckpt}
+
+    write_checkpoint(ckpt, tmp_path / "new.ckpt")
+
+    written = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    assert {key: value.tolist() for key, value in written.items()} == {
+        "new": [7.0] * count,
+        "a": [1.0, 1.0],
+        "b": [3.0, 3.0],
+    }
