@@ -83,7 +83,17 @@ def test_no_module_names_a_loader_that_runs_what_a_file_says(path: Path) -> None
     assert loaders_named_in(ast.parse(path.read_text())) == set()
 
 
-@pytest.mark.parametrize("module", ["migrate_ckpt", "migrate_ckpt.cli", "migrate_ckpt.stamping"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "migrate_ckpt",
+        "migrate_ckpt.cli",
+        "migrate_ckpt.stamping",
+        "migrate_ckpt.operations",
+        "migrate_ckpt.operations.normalising",
+        "migrate_ckpt.operations.reshaping",
+    ],
+)
 def test_importing_the_library_loads_the_standard_library_only(module: str) -> None:
     loaded = {name.partition(".")[0] for name in modules_after(f"import {module}")}
 

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 import migrate_ckpt
+import migrate_ckpt.operations
 from app.errors import STATUSES
 from app.main import create_app
 from app.settings import Settings
@@ -163,6 +164,13 @@ def test_every_public_name_is_mentioned() -> None:
     mentioned = {word for span in code_spans(README) for word in re.findall(r"\w+", span)}
 
     assert set(migrate_ckpt.__all__) - mentioned - {"__version__"} == set()
+
+
+def test_every_operation_is_in_the_section_on_them() -> None:
+    section = README.partition("## Operations\n")[2].partition("\n## ")[0]
+    mentioned = {word for span in code_spans(section) for word in re.findall(r"\w+", span)}
+
+    assert set(migrate_ckpt.operations.__all__) - mentioned == set()
 
 
 def test_every_make_target_is_mentioned() -> None:

@@ -35,6 +35,7 @@ def _describe(migration_set: MigrationSet) -> dict[str, Any]:
                 "name": migration.name,
                 "title": migration.title,
                 "digest": migration.digest,
+                "declared": migration.is_declared,
             }
             for position, migration in enumerate(migration_set.files, start=1)
         ],

@@ -83,9 +83,10 @@ class Wrap(Operation):
 
     def __call__(self, ckpt: CkptType) -> CkptType:
         wrapped: CkptType = {self.name: ckpt}
-        for holder in (ckpt, versions_of(ckpt) or {}):
+        # A file may hold something else, such as a bare tensor, which has no history.
+        for holder in (ckpt, versions_of(ckpt)):
             for key in _HISTORY:
-                if key in holder:
+                if isinstance(holder, MutableMapping) and key in holder:
                     wrapped[key] = holder.pop(key)
         return wrapped
 
@@ -94,7 +95,10 @@ class Wrap(Operation):
 
 
 def wrap(name: str) -> Wrap:
-    """Put the whole checkpoint under a name: `wrap("state_dict")`. A history stays at the top."""
+    """Put the whole checkpoint under a name: `wrap("state_dict")`. A history stays at the top.
+
+    What is no mapping, such as a file of one bare tensor, becomes a checkpoint by it.
+    """
     return Wrap(name)
 
 

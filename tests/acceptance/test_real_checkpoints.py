@@ -89,12 +89,15 @@ def handle(ckpt):
 
 @pytest.fixture(scope="module", params=REAL.values(), ids=REAL.keys())
 def real(request: pytest.FixtureRequest) -> tuple[Real, Path]:
-    wanted: Real = request.param
+    return request.param, fetched(request.param)
+
+
+def fetched(wanted: Real) -> Path:
     path = CACHE / f"{wanted.sha256[:16]}-{Path(wanted.member).name}"
     if not path.exists():
         fetch(wanted, path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == wanted.sha256
-    return wanted, path
+    return path
 
 
 def fetch(wanted: Real, path: Path) -> None:

@@ -222,6 +222,7 @@ def test_sets_are_listed_in_order_with_titles_and_digests(client: Client) -> Non
     assert [entry["set"] for entry in sets] == ["default", "vision"]
     assert [step["name"] for step in sets[0]["migrations"]] == ["0001_rename", "0002_keep"]
     assert sets[0]["migrations"][0]["title"] == "Rename a to b."
+    assert sets[0]["migrations"][0]["declared"] is False
     assert sets[0] == client.get("/migrations/default").json()
 
 

