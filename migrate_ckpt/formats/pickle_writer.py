@@ -75,7 +75,7 @@ def write_pickle(value: Any, reducer: TensorReducer, protocol: int = 2) -> bytes
         data = _write_by_placeholders(value, reducer, protocol) if protocol < 4 else None
         # The C pickler writes a set in the order of its hashes, which differs from process to process. The other one
         # is asked before it does; a file with text that looks like a set costs only the time.
-        if data is None or _SET.search(data):
+        if data is None or (b"builtin" in data and _SET.search(data)):
             data = _write_in_python(value, reducer, protocol)
         return data
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:

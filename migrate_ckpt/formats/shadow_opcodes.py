@@ -287,8 +287,11 @@ def _set_item(shadows: Shadows, position: int) -> int:
 
 def _set_items(shadows: Shadows, position: int) -> int:
     items = shadows.take_marked()
-    shadows.check_keys(items[::2])
-    return _fill(shadows, items, position)
+    # Mostly nothing of it is more than an atom.
+    if items.count(ATOM) < len(items):
+        shadows.check_keys(items[::2])
+        _fill(shadows, items, position)
+    return position
 
 
 def _add_items(shadows: Shadows, position: int) -> int:
