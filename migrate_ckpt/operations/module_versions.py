@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from migrate_ckpt.history import ckpt_migration_key, records_key
-from migrate_ckpt.operations.sections import own_keys
+from migrate_ckpt.operations.sections import is_history, own_keys
 
 if TYPE_CHECKING:
     from migrate_ckpt.operations.moves import Move
@@ -34,7 +33,7 @@ def move_versions(
     goes_to = _Destinations(own_keys(state_dict), moves)
     claims: dict[str, tuple[int, Any]] = {}
     for module, version in versions.items():
-        if type(module) is not str or module in (ckpt_migration_key, records_key):
+        if type(module) is not str or is_history(module):
             claims[module] = (0, version)
             continue
         for place, rank in goes_to.of(module):

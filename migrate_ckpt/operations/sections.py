@@ -45,11 +45,12 @@ def find_sections(ckpt: Any, sections: Sections) -> list[tuple[Path, StateDict]]
 
 def own_keys(state_dict: Mapping[str, Any]) -> list[str]:
     """Return the keys that operations are for: all texts but those of the history."""
-    return [
-        key
-        for key in state_dict
-        if type(key) is str and key not in (ckpt_migration_key, records_key)
-    ]
+    return [key for key in state_dict if type(key) is str and not is_history(key)]
+
+
+def is_history(key: object) -> bool:
+    """Tell whether a key is one that the history stands under."""
+    return type(key) is str and key in (ckpt_migration_key, records_key)
 
 
 def is_tensor(value: Any) -> TypeGuard[Any]:

@@ -16,7 +16,13 @@ from migrate_ckpt.operations.moves import Move, apply_moves, list_keys, replace_
 from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import Path, show_path
 from migrate_ckpt.operations.patterns import KeyPattern, compiled
-from migrate_ckpt.operations.sections import Sections, StateDict, find_sections, own_keys
+from migrate_ckpt.operations.sections import (
+    Sections,
+    StateDict,
+    find_sections,
+    is_history,
+    own_keys,
+)
 
 Missing: TypeAlias = Literal["error", "skip"]
 """What to do where no key is found: refuse, or do nothing."""
@@ -61,7 +67,7 @@ class StateDictOperation(Operation):
                 Undo(
                     back,
                     order=tuple(own_keys(state_dict)),
-                    versions=None if versions is None else tuple(versions.items()),
+                    versions=None if versions is None else tuple(_without_history(versions)),
                     section=(path,),
                 )
             )
@@ -124,6 +130,11 @@ def pattern_text(pattern: KeyPattern) -> str:
     return pattern if isinstance(pattern, str) else pattern.pattern
 
 
+def _without_history(versions: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the versions of a state dict, without the history that may stand beside them."""
+    return [(module, version) for module, version in versions.items() if not is_history(module)]
+
+
 @dataclass(frozen=True)
 class Undo(StateDictOperation):
     """Moves recorded when an operation was applied, back to the keys, order and versions of then."""
@@ -144,7 +155,10 @@ class Undo(StateDictOperation):
             replace_items(state_dict, _in_order(state_dict, self.order))
             versions = versions_of(state_dict)
             if versions is not None and self.versions is not None:
-                replace_items(versions, dict(self.versions))
+                recorded = dict(self.versions)
+                # The history of a flat state dict is that of now, not of then.
+                history = {k: v for k, v in versions.items() if is_history(k)}
+                replace_items(versions, {**recorded, **history})
         return ckpt
 
     def __str__(self) -> str:

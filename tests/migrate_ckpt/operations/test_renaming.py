@@ -186,3 +186,18 @@ def test_prefix_is_added_to_keys_and_versions() -> None:
 def test_what_cannot_be_meant_is_refused_when_it_is_written(make: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         make()  # type: ignore[operator]
+
+
+def test_undoing_brings_back_the_versions_and_leaves_the_history_that_came_since() -> None:
+    state_dict = torch.nn.BatchNorm1d(2).state_dict()
+    operation = add_prefix("model")
+    (inverse,) = operation.inverse(state_dict)
+
+    operation(state_dict)
+    state_dict._metadata["_migrate-ckpt-migrations"] = ["0001_x"]
+    inverse(state_dict)
+
+    assert dict(state_dict._metadata) == {
+        "": {"version": 2},
+        "_migrate-ckpt-migrations": ["0001_x"],
+    }
