@@ -30,7 +30,7 @@ def find_targets(options: Namespace, sources: Sequence[SourceFile]) -> dict[Path
                 f"{str(other)!r} and {str(source.path)!r} would both become {str(target)!r}. Give the folder "
                 "they are in, or a pattern in quotes: then their sub-folders are kept"
             )
-        if target.exists() and target.samefile(source.path):
+        if source.path.exists() and target.exists() and target.samefile(source.path):
             refuse_usage(
                 f"--output-dir would replace {shown(source.path)} itself: if you mean that, give --in-place"
             )

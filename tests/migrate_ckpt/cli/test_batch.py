@@ -211,3 +211,12 @@ def test_a_plan_of_many_files_loads_no_torch(runs, tmp_path):
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "3 files: 3 to migrate"
+
+
+def test_a_source_that_is_gone_does_not_stop_the_others(runs):
+    main(["run", "runs/best.pt", "--output-dir", "new"])
+    Path("runs/best.pt").unlink()
+
+    assert main(["run", "runs/best.pt", "runs/one/last.ckpt", "--output-dir", "new"]) == 2
+
+    assert found_below("new") == ["best.pt", "last.ckpt"]
