@@ -99,7 +99,7 @@ def _make_confinement(settings: SandboxSettings, obstacles: _Obstacles) -> Confi
         landlock_abi=0 if obstacles.files else landlock_abi(),
         architecture=None if obstacles.system_calls else architecture(),
         own_processes=None if obstacles.own_processes else OwnProcesses(),
-        readable=open_readable(),
+        readable=() if obstacles.files else open_readable(),
     )
 
 
