@@ -36,6 +36,13 @@ ROUTES: Mapping[str, Scope | Literal["open"]] = {
     "PUT /migrate/{filename}": "migrate",
     "POST /plan": "migrate",
     "POST /inspect": "migrate",
+    # Whoever may send checkpoints may see what became of them; there is one list of jobs for all.
+    "POST /jobs": "migrate",
+    "GET /jobs": "migrate",
+    "GET /jobs/{job_id}": "migrate",
+    "DELETE /jobs/{job_id}": "migrate",
+    "GET /jobs/{job_id}/result": "migrate",
+    "GET /jobs/{job_id}/events": "migrate",
     "GET /migrations": "read",
     "GET /migrations/{name}": "read",
     "GET /version": "read",

@@ -18,11 +18,12 @@ from app.access import Access, AccessMiddleware
 from app.admission import Admission
 from app.early_answers import EarlyAnswerMiddleware
 from app.instance import instance_folder
+from app.jobs.office import check_settings, open_office
 from app.live_metrics import live_metrics
 from app.metrics import Metrics
 from app.openapi import declare_access
 from app.request_ids import RequestIdMiddleware
-from app.routes import docs, health, inspect, metrics, migrate, migrations, plan
+from app.routes import docs, health, inspect, jobs, metrics, migrate, migrations, plan
 from app.sandbox import Sandbox
 from app.scratch_room import free_bytes
 from app.security_headers import SecurityHeadersMiddleware
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the service for these settings. Nothing is started before its lifespan begins.
 
     Raises:
-        SettingsError: the access tokens cannot be used.
+        SettingsError: the access tokens cannot be used, or jobs are asked for and cannot be had.
     """
     app = FastAPI(
         title="migrate-ckpt",
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    check_settings(settings)
     app.state.settings = settings
     app.state.access = Access.from_settings(settings)
     app.state.admission = Admission(
@@ -75,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(EarlyAnswerMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
-    for resource in (migrate, plan, inspect, migrations, health, metrics, docs):
+    for resource in (migrate, plan, inspect, jobs, migrations, health, metrics, docs):
         app.include_router(resource.router)
     if not app.state.access.is_open:
         declare_access(app)
@@ -95,7 +97,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.sandbox = sandbox
         try:
             await sandbox.start()
-            async with watching(app.state.access.reload, sets.reload):
+            async with (
+                watching(app.state.access.reload, sets.reload),
+                open_office(
+                    settings,
+                    sets=sets,
+                    sandbox=sandbox,
+                    admission=app.state.admission,
+                    scratch_root=scratch_root,
+                ) as app.state.jobs,
+            ):
                 yield
         finally:
             await sandbox.stop()

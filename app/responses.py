@@ -24,8 +24,12 @@ from app.scratch import Scratch
 
 FILE_TYPE = "application/octet-stream"
 ZIP_TYPE = "application/zip"
+JSON_TYPE = "application/json"
 
 BLOCK_BYTES = 2**20
+
+# What is liked less than this is not wanted (RFC 9110, 12.4.2: three digits).
+_LEAST = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ async def answer_migrated(
     size = sum(extent.count for extent in extents)
     headers = {"Migration-Report": done.result["header"]}
     read = partial(read_blocks, extents)
-    name = migrated_name(filename, extension=_new_extension(done.result["report"]))
+    name = migrated_name(filename, extension=new_extension(done.result["report"]))
     if media_type == ZIP_TYPE:
         report = json.dumps(done.result["report"], indent=2).encode("ascii")
         archive = StoredZip("report.json", report, name, size)
@@ -68,7 +72,7 @@ async def answer_migrated(
     return StreamingResponse(content, headers=headers, media_type=media_type)
 
 
-def _new_extension(report: Mapping[str, Any]) -> str | None:
+def new_extension(report: Mapping[str, Any]) -> str | None:
     """The extension of what came in fits no more where a run went from or to safetensors."""
     source, target = report["source"]["format"], report["target"]["format"]
     if source != target and "safetensors" in (source, target):
@@ -117,20 +121,28 @@ def _read_zip(archive: StoredZip, extents: Iterable[Extent]) -> Iterator[bytes]:
     yield archive.tail(crc)
 
 
-def negotiate(request: Request) -> str:
-    """Return the type to answer with: the file, unless a zip is named and liked no less.
+def negotiate(request: Request, *, has_jobs: bool = False) -> str:
+    """Return the type to answer with: the file, unless another is named and liked no less.
+
+    Args:
+        request: whose Accept header it is.
+        has_jobs: whether the JSON of a finished job is among what can be had.
 
     Raises:
-        ServiceError: the client wants neither.
+        ServiceError: the client wants nothing that there is.
     """
     liked = _liked(request.headers.get("accept") or "*/*")
     anything = liked.get("application/*", liked.get("*/*", 0.0))
-    file, archive = liked.get(FILE_TYPE, anything), liked.get(ZIP_TYPE, 0.0)
-    if archive and archive >= file:
-        return ZIP_TYPE
+    file = liked.get(FILE_TYPE, anything)
+    others = (ZIP_TYPE, JSON_TYPE) if has_jobs else (ZIP_TYPE,)
+    best = max(others, key=lambda other: liked.get(other, 0.0))
+    if liked.get(best, 0.0) >= max(file, _LEAST):
+        return best
     if file:
         return FILE_TYPE
-    message = f"The answer is {FILE_TYPE}, or {ZIP_TYPE} with the report; Accept names neither."
+    message = (
+        f"The answer is {FILE_TYPE}, or {' or '.join(others)} with the report; Accept names none."
+    )
     raise ServiceError("not_acceptable", message)
 
 

@@ -68,19 +68,12 @@ async def run_upload(
         sets.current.find(read_parameters(query).set)
     declared = declared_bytes(request, max_bytes=settings.max_upload_bytes)
     with admission.place(declared) as place, sets.hold() as held:
-        receiving = receive(
-            request,
-            scratch,
-            max_bytes=settings.max_upload_bytes,
-            field_names=parameters,
-            on_received=partial(admission.receive, place),
-        )
-        upload = await _unless(receiving, _stalled(place), admission.given_up())
+        upload = await take_upload(request, scratch, place, field_names=parameters)
         request.state.facts.received = time.monotonic()
         asked = read_parameters([*query, *upload.fields])
         order = RunRequest(action, str(scratch.folder))
         if action != "inspect":
-            order = _with_migrations(order, asked, upload, held, settings)
+            order = with_migrations(order, asked, upload.digest, held, settings)
         migration_set = held.find(asked.set) if action != "inspect" else None
         with telemetry.run(action, upload.size, migration_set) as facts:
             request.state.facts.run = facts
@@ -88,6 +81,26 @@ async def run_upload(
             running = _run_in_turn(request, order, facts, step)
             await _unless(running, _client_gone(request), admission.given_up(step))
             return Done(upload, facts.take(await scratch.do(_read_outcome, scratch)))
+
+
+async def take_upload(
+    request: Request, scratch: Scratch, place: Place, *, field_names: Collection[str]
+) -> Upload:
+    """Receive the body of a request that has a place.
+
+    Raises:
+        ServiceError: it cannot be used, does not come in, or the service stops.
+        ClientDisconnect: the client went before it had sent everything.
+    """
+    admission: Admission = request.app.state.admission
+    receiving = receive(
+        request,
+        scratch,
+        max_bytes=request.app.state.settings.max_upload_bytes,
+        field_names=field_names,
+        on_received=partial(admission.receive, place),
+    )
+    return await _unless(receiving, _stalled(place), admission.given_up())
 
 
 async def _run_in_turn(
@@ -104,9 +117,18 @@ async def _run_in_turn(
         await sandbox.run(order, label=request.state.request_id, on_step=note, facts=facts)
 
 
-def _with_migrations(
-    order: RunRequest, asked: RunParameters, upload: Upload, held: LoadedSets, settings: Settings
+def with_migrations(
+    order: RunRequest,
+    asked: RunParameters,
+    input_digest: str,
+    held: LoadedSets,
+    settings: Settings,
 ) -> RunRequest:
+    """Return the order with all that it takes beside the upload.
+
+    Raises:
+        UnknownSet: there is no such set of migrations.
+    """
     set_digest = held.find(asked.set).digest
     policy = asked.policy or settings.policy
     return replace(
@@ -121,7 +143,7 @@ def _with_migrations(
         changes=asked.changes,
         allowed_globals=settings.allowed_globals,
         fingerprint=fingerprint(
-            input_digest=upload.digest,
+            input_digest=input_digest,
             set_name=asked.set,
             set_digest=set_digest,
             to=asked.to,
@@ -165,6 +187,11 @@ async def _stalled(place: Place) -> NoReturn:
 
 
 def _read_outcome(scratch: Scratch) -> dict[str, Any]:
-    with os.fdopen(os.dup(scratch.open(OUTCOME_NAME)), encoding="ascii") as file:
+    return read_outcome(os.dup(scratch.open(OUTCOME_NAME)))
+
+
+def read_outcome(descriptor: int) -> dict[str, Any]:
+    """Read what a run has written down, and close its file."""
+    with os.fdopen(descriptor, encoding="ascii") as file:
         outcome: dict[str, Any] = json.load(file)
     return outcome

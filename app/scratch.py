@@ -42,9 +42,8 @@ class Scratch:
         Raises:
             OSError: there is no such file, or it is a link.
         """
-        descriptor = self._open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", name)
+        descriptor = open_left_file(self.folder / name)
+        self._descriptors.append(descriptor)
         return descriptor
 
     def _open(self, name: str, flags: int) -> int:
@@ -97,6 +96,19 @@ def remove_tree(folder: Path) -> None:
             os.rename(entry.path, place)
             to_empty.append(place)
         os.rmdir(emptied)
+
+
+def open_left_file(path: Path) -> int:
+    """Open for reading a file that a run has left, and nothing that it put there as a trap.
+
+    Raises:
+        OSError: there is no such file, or it is a link.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", path.name)
+    return descriptor
 
 
 async def new_scratch(request: Request) -> AsyncIterator[Scratch]:

@@ -91,6 +91,17 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How long what is under way may go on when the service is told to stop.",
     )
+    data_folder: Path | None = Field(
+        None, description="Where jobs and their results are kept; without it, there are no jobs."
+    )
+    result_ttl_seconds: float = Field(
+        86400, gt=0, allow_inf_nan=False, description="How long the result of a job is kept."
+    )
+    max_result_bytes: ByteSize = Field(
+        ByteSize(256 * 2**30),
+        gt=0,
+        description="What all kept results may take of the disk; the oldest go first.",
+    )
     policy: Literal["skip-missed", "strict", "run-missed"] = Field(
         "skip-missed", description="What becomes of missed migrations where a request does not say."
     )
@@ -149,10 +160,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin} is no origin; one looks like https://example.org:8443")
         return origins
 
-    @field_validator("migrations_folder", "scratch_folder")
+    @field_validator("migrations_folder", "scratch_folder", "data_folder")
     @classmethod
-    def _absolute(cls, folder: Path) -> Path:
-        return folder.resolve()
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return folder and folder.resolve()
 
 
 def read_settings() -> Settings:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.digests import wanted_algorithm
+from app.jobs.answers import answer_as_job, is_for_a_job
 from app.openapi import PROBLEMS, takes_checkpoint
 from app.parameters import RUN_PARAMETERS
 from app.responses import FILE_TYPE, ZIP_TYPE, answer_migrated, negotiate
@@ -46,11 +47,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     summary="Migrate a checkpoint",
 )
 async def migrate(request: Request, scratch: Annotated[Scratch, Depends(new_scratch)]) -> Response:
-    media_type = negotiate(request)
-    done = await run_upload(request, scratch, "migrate", parameters=RUN_PARAMETERS)
-    return await answer_migrated(
-        done, scratch, media_type=media_type, digest_algorithm=wanted_algorithm(request.headers)
-    )
+    return await _answer(request, scratch)
 
 
 @router.put(
@@ -63,7 +60,13 @@ async def migrate(request: Request, scratch: Annotated[Scratch, Depends(new_scra
 async def migrate_named(
     request: Request, filename: str, scratch: Annotated[Scratch, Depends(new_scratch)]
 ) -> Response:
-    media_type = negotiate(request)
+    return await _answer(request, scratch, filename=filename)
+
+
+async def _answer(request: Request, scratch: Scratch, *, filename: str | None = None) -> Response:
+    media_type = negotiate(request, has_jobs=request.app.state.jobs is not None)
+    if is_for_a_job(request, media_type):
+        return await answer_as_job(request, media_type=media_type, filename=filename)
     done = await run_upload(request, scratch, "migrate", parameters=RUN_PARAMETERS)
     return await answer_migrated(
         done,

@@ -1,0 +1,57 @@
+"""The port to whatever keeps the jobs and has them carried out: five calls, and plain data on both sides.
+
+An engine keeps these promises, and `tests/app/jobs/test_engine.py` holds it to them:
+
+* A job is stored when `submit` returns. The same id again is the same job.
+* The steps of a job run in their order. What a step has returned is kept, and the step not run again;
+  one that was interrupted by the end of its process is, when a worker runs again.
+* A job whose process has ended in the middle of it `MAX_TRIES` times is given up.
+* Cancelling a job cancels the step that it is in, within a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from app.jobs.job import Job, JobRequest, Progress, Status
+
+MAX_TRIES = 3
+
+Say = Callable[[Progress], None]
+# Takes what the step before it returned. A "problem" in what it returns ends the job.
+Step = Callable[[JobRequest, Mapping[str, Any], Say], Awaitable[dict[str, Any]]]
+
+
+class Work(Protocol):
+    """What a worker does for a job."""
+
+    @property
+    def steps(self) -> Mapping[str, Step]:
+        """The steps by their names, in order."""
+
+    async def end(self, request: JobRequest) -> None:
+        """Clear away what is left of a job whose outcome is decided."""
+
+
+class JobEngine(Protocol):
+    def run_worker(self, work: Work) -> AbstractAsyncContextManager[None]:
+        """Carry out jobs until the block is left; what has not ended then goes on another time."""
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Store a job, and return it; or the one that has this id already."""
+
+    async def status(self, job_id: str) -> Job | None:
+        """Return a job as it stands, or None where there is none of this id."""
+
+    async def cancel(self, job_id: str) -> None:
+        """Cancel a job unless it has ended."""
+
+    async def jobs(
+        self, *, status: Status | None = None, limit: int = 50, offset: int = 0
+    ) -> Sequence[Job]:
+        """Return jobs, the newest first."""
+
+    async def forget(self, *, before: float) -> None:
+        """Forget the jobs that have ended before this time, in seconds since 1970."""

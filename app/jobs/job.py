@@ -1,0 +1,73 @@
+"""What a job is: what was asked for, how far it has come, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from app.parameters import RunParameters
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What was asked for; plain data, it is stored as JSON."""
+
+    id: str
+    filename: str | None
+    size: int
+    digest: str
+    parameters: RunParameters
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> JobRequest:
+        return cls(**{**stored, "parameters": RunParameters(**stored["parameters"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def is_same_work(self, other: JobRequest) -> bool:
+        """Return whether the other asks for the same of the same bytes, whatever they are called."""
+        return (self.digest, self.parameters) == (other.digest, other.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job has come: in which of its steps it is, and how much of that is done."""
+
+    step: str
+    position: int
+    count: int
+    migration: str | None = None
+    done_bytes: int = 0
+    total_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stands; the times are seconds since 1970."""
+
+    request: JobRequest
+    status: Status
+    created: float
+    started: float | None = None
+    ended: float | None = None
+    queue_position: int | None = None
+    progress: Progress | None = None
+    # What its last step returned: of a job that succeeded, its result and its report.
+    outcome: Mapping[str, Any] | None = None
+    # What a `to_dict` of the error says.
+    problem: Mapping[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in ("succeeded", "failed", "cancelled")

@@ -1,0 +1,186 @@
+"""The jobs of one service: accepted, waited for, cancelled, cleared away; and the worker that carries them out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from app.admission import Admission
+from app.errors import ServiceError
+from app.jobs.engine import JobEngine
+from app.jobs.folders import JobFolders, sole_user
+from app.jobs.job import Job, JobRequest
+from app.jobs.results import KeptResult, Results
+from app.jobs.work import MigrationWork
+from app.sandbox import Sandbox
+from app.sets import MigrationSets
+from app.settings import PREFIX, Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+# Somebody who waits for a job learns of its end so much later.
+POLL_SECONDS = 0.2
+SWEEP_SECONDS = 60.0
+# A job is known for so long after it has ended, that its result has expired can be said.
+REMEMBERED_SECONDS = 30 * 86400.0
+
+
+class JobOffice:
+    def __init__(
+        self,
+        engine: JobEngine,
+        folders: JobFolders,
+        results: Results,
+        *,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self.is_stopping = is_stopping
+        self.engine = engine
+        self.folders = folders
+        self.results = results
+        self._accepting = asyncio.Lock()
+
+    async def accept(self, request: JobRequest, upload: Path) -> Job:
+        """Store a job, and return it; or the one that has this id already and asks for the same.
+
+        Raises:
+            ServiceError: the id is that of a job that asks for something else.
+        """
+        async with self._accepting:
+            job = await self.engine.status(request.id)
+            if job is None:
+                # First the file, then the job: no job is without its file.
+                await asyncio.to_thread(self.folders.accept, upload, request.id)
+                job = await self.engine.submit(request)
+        if not job.request.is_same_work(request):
+            message = "This Idempotency-Key was used with another checkpoint or other parameters."
+            raise ServiceError("key_reused", message, job=job.id)
+        return job
+
+    async def find(self, job_id: str) -> Job:
+        """Return a job as it stands.
+
+        Raises:
+            ServiceError: there is none of this id.
+        """
+        job = await self.engine.status(job_id)
+        if job is None:
+            message = f"There is no job {job_id}; one that ended long ago is forgotten."
+            raise ServiceError("unknown_job", message)
+        return job
+
+    async def wait(self, job: Job, seconds: float | None) -> Job:
+        """Return the job when it has ended, or as it stands after so many seconds.
+
+        Nobody is kept waiting by a service that stops: the job goes on when it starts again.
+        """
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        while not job.has_ended and time.monotonic() < deadline and not self.is_stopping():
+            await asyncio.sleep(POLL_SECONDS)
+            job = await self.find(job.id)
+        return job
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job unless it has ended, and return it.
+
+        Raises:
+            ServiceError: there is none of this id.
+        """
+        await self.find(job_id)
+        await self.engine.cancel(job_id)
+        await asyncio.to_thread(self.folders.remove, job_id)
+        return await self.find(job_id)
+
+    async def result(self, job: Job) -> KeptResult | None:
+        """Return the result of a job that succeeded, if it is kept still."""
+        if job.outcome is None:
+            return None
+        return await asyncio.to_thread(self.results.find, job.outcome["fingerprint"])
+
+    async def sweep(self) -> None:
+        """Remove what has expired, and the files of jobs that have ended."""
+        await asyncio.to_thread(self.results.remove_expired)
+        for job_id in await asyncio.to_thread(self.folders.ids):
+            async with self._accepting:
+                job = await self.engine.status(job_id)
+                if job is None or job.has_ended:
+                    await asyncio.to_thread(self.folders.remove, job_id)
+        await self.engine.forget(before=time.time() - REMEMBERED_SECONDS)
+
+    async def keep_sweeping(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except Exception:
+                # One that fails is no reason to sweep no more.
+                logger.exception("What is left of jobs could not be cleared away")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that ask for jobs where nothing is installed that could keep them.
+
+    Raises:
+        SettingsError: it says what to install.
+    """
+    if settings.data_folder is not None and importlib.util.find_spec("dbos") is None:
+        raise SettingsError(
+            f"{PREFIX}DATA_FOLDER={settings.data_folder} cannot be used: jobs need the extra [jobs]. "
+            "Install it with pip install '.[jobs]' in the clone, or leave the variable out."
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_office(
+    settings: Settings,
+    *,
+    sets: MigrationSets,
+    sandbox: Sandbox,
+    admission: Admission,
+    scratch_root: Path,
+) -> AsyncIterator[JobOffice | None]:
+    """Carry out jobs as long as the block lasts; None where the settings name no folder for them.
+
+    Raises:
+        SettingsError: another service has the folder, or it cannot be written to.
+    """
+    if settings.data_folder is None:
+        yield None
+        return
+    # Loaded only here: it takes two seconds, and not every service has it.
+    from app.jobs.dbos_engine import DbosEngine
+
+    with sole_user(settings.data_folder):
+        folders = JobFolders(settings.data_folder)
+        results = Results(
+            settings.data_folder / "results",
+            ttl_seconds=settings.result_ttl_seconds,
+            max_bytes=settings.max_result_bytes,
+        )
+        work = MigrationWork(
+            settings=settings,
+            sets=sets,
+            sandbox=sandbox,
+            admission=admission,
+            folders=folders,
+            results=results,
+            scratch_root=scratch_root,
+        )
+        engine = DbosEngine(
+            f"sqlite:///{settings.data_folder / 'jobs.sqlite'}",
+            concurrency=settings.max_concurrent_runs,
+        )
+        office = JobOffice(engine, folders, results, is_stopping=lambda: admission.is_stopping)
+        async with engine.run_worker(work):
+            sweeping = asyncio.create_task(office.keep_sweeping())
+            try:
+                yield office
+            finally:
+                sweeping.cancel()
+                await asyncio.gather(sweeping, return_exceptions=True)

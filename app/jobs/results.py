@@ -1,0 +1,191 @@
+"""The results that are kept: each under its fingerprint, for so long, and all of them in so much of the disk.
+
+A result is a folder that appears whole, by a rename, or not at all. Its age is that of its facts' file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import ServiceError
+from app.jobs.folders import flush
+from app.responses import Extent
+
+CHECKPOINT_NAME = "checkpoint"
+FACTS_NAME = "result.json"
+
+# So much is copied between two looks whether to go on.
+COPY_BYTES = 64 * 2**20
+# The kernel does not copy between these two files by itself.
+_NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptResult:
+    """One migrated checkpoint on the disk; `facts` are what was said of it when it was kept."""
+
+    fingerprint: str
+    path: Path
+    size: int
+    facts: Mapping[str, Any]
+    expires: float
+
+
+class Results:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ttl_seconds: float,
+        max_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = folder
+        self._ttl_seconds = ttl_seconds
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for left in folder.glob(".*"):
+            shutil.rmtree(left)
+
+    def find(self, fingerprint: str) -> KeptResult | None:
+        """Return this result if it is kept, and has not expired."""
+        folder = self._folder / fingerprint
+        try:
+            expires = (folder / FACTS_NAME).stat().st_mtime + self._ttl_seconds
+            facts = json.loads((folder / FACTS_NAME).read_bytes())
+            size = (folder / CHECKPOINT_NAME).stat().st_size
+        except FileNotFoundError:
+            return None
+        if expires <= self._clock():
+            return None
+        return KeptResult(fingerprint, folder / CHECKPOINT_NAME, size, facts, expires)
+
+    def renew(self, fingerprint: str) -> KeptResult | None:
+        """Return this result, which from now on is kept as long as a new one."""
+        if self.find(fingerprint) is not None:
+            now = self._clock()
+            os.utime(self._folder / fingerprint / FACTS_NAME, (now, now))
+        return self.find(fingerprint)
+
+    def keep(
+        self,
+        fingerprint: str,
+        facts: Mapping[str, Any],
+        extents: Iterable[Extent],
+        *,
+        on_copied: Callable[[int], None],
+    ) -> KeptResult:
+        """Keep a result that these extents make up.
+
+        Args:
+            fingerprint: its name.
+            facts: what to say of it later, as JSON.
+            extents: its bytes.
+            on_copied: is told how many are there; what it raises ends the copying.
+
+        Raises:
+            ServiceError: it is too large, or the disk is full.
+        """
+        extents = list(extents)
+        self._make_room(sum(extent.count for extent in extents))
+        building = Path(tempfile.mkdtemp(prefix=".", dir=self._folder))
+        try:
+            copy_extents(extents, building / CHECKPOINT_NAME, on_copied)
+            self._publish(building, fingerprint, facts)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            message = "There was no room for the result on the service's disk."
+            raise ServiceError("no_space", message, retryable=True) from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        kept = self.find(fingerprint)
+        assert kept is not None
+        return kept
+
+    def remove_expired(self) -> None:
+        now = self._clock()
+        for age, path in self._by_age():
+            if age + self._ttl_seconds <= now:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _publish(self, building: Path, fingerprint: str, facts: Mapping[str, Any]) -> None:
+        (building / FACTS_NAME).write_text(json.dumps(facts), encoding="ascii")
+        now = self._clock()
+        os.utime(building / FACTS_NAME, (now, now))
+        for path in (building / FACTS_NAME, building):
+            flush(path)
+        with self._lock:
+            # What is in its place holds the same bytes: one name, one result. It may have expired.
+            shutil.rmtree(self._folder / fingerprint, ignore_errors=True)
+            os.rename(building, self._folder / fingerprint)
+        flush(self._folder)
+
+    def _make_room(self, size: int) -> None:
+        """Remove the oldest results until there is room for one more of this size."""
+        if size > self._max_bytes:
+            message = f"The result has {size} bytes, and the service keeps {self._max_bytes}."
+            raise ServiceError("too_large", message, max_result_bytes=self._max_bytes)
+        self.remove_expired()
+        there_are = [(path, _size(path)) for _, path in sorted(self._by_age())]
+        total = size + sum(size for _, size in there_are)
+        for path, freed in there_are:
+            if total <= self._max_bytes:
+                break
+            shutil.rmtree(path, ignore_errors=True)
+            total -= freed
+
+    def _by_age(self) -> list[tuple[float, Path]]:
+        return [
+            (facts.stat().st_mtime, facts.parent) for facts in self._folder.glob(f"*/{FACTS_NAME}")
+        ]
+
+
+def copy_extents(extents: Iterable[Extent], target: Path, on_copied: Callable[[int], None]) -> None:
+    """Write these bytes to a new file, the kernel copying where it can, and have the disk keep it.
+
+    Raises:
+        EOFError: a file is shorter than its extents say.
+    """
+    copied = 0
+    with target.open("xb", buffering=0) as file:
+        for extent in extents:
+            done = 0
+            while done < extent.count:
+                count = min(extent.count - done, COPY_BYTES)
+                moved = _copy(extent.descriptor, file.fileno(), count, extent.offset + done)
+                if not moved:
+                    raise EOFError(f"{extent.count - done} bytes are missing")
+                done += moved
+                copied += moved
+                on_copied(copied)
+        os.fsync(file.fileno())
+
+
+def _copy(source: int, target: int, count: int, offset: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, offset_src=offset)
+    except OSError as error:
+        if error.errno not in _NOT_BY_KERNEL:
+            raise
+    return os.write(target, os.pread(source, min(count, 2**20), offset))
+
+
+def _size(folder: Path) -> int:
+    try:
+        return (folder / CHECKPOINT_NAME).stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,137 @@
+"""/jobs: checkpoints that are migrated later, how far they are, and their results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.ascii_json import AsciiJSONResponse
+from app.errors import ServiceError
+from app.jobs.answers import answer_document, answer_result, describe
+from app.jobs.intake import find_office, take_job
+from app.jobs.job import Job, Status
+from app.jobs.office import POLL_SECONDS, JobOffice
+from app.jobs.preferences import read_preferences
+from app.openapi import PROBLEMS, takes_checkpoint
+from app.responses import FILE_TYPE
+
+router = APIRouter(prefix="/jobs")
+
+EVENTS_TYPE = "text/event-stream"
+# A proxy on the way takes a connection for dead that is silent for longer.
+KEEP_ALIVE_SECONDS = 15.0
+
+_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "The job is stored.",
+        "headers": {"Location": {"schema": {"type": "string"}}},
+    },
+    **PROBLEMS,
+}
+_RESULT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The migrated checkpoint; 206 for a range of it.",
+        "content": {FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    },
+    **PROBLEMS,
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "An event `status` with the job's document, each time that it has changed.",
+        "content": {EVENTS_TYPE: {"schema": {"type": "string"}}},
+    },
+    **PROBLEMS,
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_class=Response,
+    responses=_ACCEPTED,
+    openapi_extra=takes_checkpoint(),
+    summary="Have a checkpoint migrated later",
+)
+async def submit(request: Request) -> Response:
+    office = find_office(request)
+    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
+        message = "A job is made of an upload, as /migrate takes it; JSON is none."
+        raise ServiceError("no_file", message)
+    return await answer_document(await take_job(request), office, status=202)
+
+
+@router.get("", responses=PROBLEMS, summary="List the jobs, the newest first")
+async def list_jobs(
+    request: Request,
+    status: Status | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+) -> AsciiJSONResponse:
+    office = find_office(request)
+    jobs = await office.engine.jobs(status=status, limit=limit, offset=offset)
+    return AsciiJSONResponse({"jobs": [await describe(job, office) for job in jobs]})
+
+
+@router.get("/{job_id}", responses=PROBLEMS, summary="Say how far a job is (Prefer: wait=N waits)")
+async def show(request: Request, job_id: str) -> Response:
+    office = find_office(request)
+    preferences = read_preferences(request.headers.getlist("prefer"))
+    job = await office.wait(await office.find(job_id), preferences.wait_seconds)
+    return await answer_document(job, office)
+
+
+@router.delete("/{job_id}", responses=PROBLEMS, summary="Cancel a job, and end its run")
+async def cancel(request: Request, job_id: str) -> Response:
+    office = find_office(request)
+    return await answer_document(await office.cancel(job_id), office)
+
+
+@router.get(
+    "/{job_id}/result",
+    response_class=Response,
+    responses=_RESULT,
+    summary="Fetch the migrated checkpoint, or a range of it",
+)
+async def result(request: Request, job_id: str) -> Response:
+    office = find_office(request)
+    return await answer_result(request, await office.find(job_id), office)
+
+
+@router.head("/{job_id}/result", include_in_schema=False)
+async def result_head(request: Request, job_id: str) -> Response:
+    return await result(request, job_id)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    responses=_EVENTS,
+    summary="Follow a job until it has ended (server-sent events)",
+)
+async def events(request: Request, job_id: str) -> Response:
+    office = find_office(request)
+    job = await office.find(job_id)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_follow(job, office), headers=headers, media_type=EVENTS_TYPE)
+
+
+async def _follow(job: Job, office: JobOffice) -> AsyncIterator[bytes]:
+    said, when = "", time.monotonic()
+    while True:
+        text = json.dumps(await describe(job, office))
+        if text != said:
+            said, when = text, time.monotonic()
+            yield f"event: status\ndata: {text}\n\n".encode("ascii")
+        elif time.monotonic() - when > KEEP_ALIVE_SECONDS:
+            when = time.monotonic()
+            yield b": nothing new\n\n"
+        if job.has_ended or office.is_stopping():
+            return
+        await asyncio.sleep(POLL_SECONDS)
+        job = await office.find(job.id)

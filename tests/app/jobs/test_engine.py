@@ -1,0 +1,303 @@
+"""The contract of the port, which whatever keeps the jobs has to fulfil."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import ServiceError
+from app.jobs.engine import MAX_TRIES, JobEngine, Say, Step
+from app.jobs.job import Job, JobRequest, Progress
+from app.parameters import RunParameters
+
+pytest.importorskip("dbos", reason="the extra [jobs] is not installed")
+
+
+def ask(job_id: str, *, digest: str = "d") -> JobRequest:
+    return JobRequest(job_id, "old.pt", 1, digest, RunParameters(to="0001_a"))
+
+
+class Recorder:
+    """Two steps; what they do is up to the test, and it is noted which of them began and which ended."""
+
+    def __init__(self, *, first: Step | None = None, second: Step | None = None) -> None:
+        self.begun: list[str] = []
+        self.cancelled: list[str] = []
+        self.cleared: list[str] = []
+        self._do = {"first": first or returns(at=1), "second": second or returns(at=2)}
+        self.steps: Mapping[str, Step] = {
+            "first": lambda *given: self._note("first", *given),
+            "second": lambda *given: self._note("second", *given),
+        }
+
+    async def _note(
+        self, name: str, request: JobRequest, before: Mapping[str, Any], say: Say
+    ) -> dict[str, Any]:
+        self.begun.append(f"{request.id} {name}")
+        try:
+            return await self._do[name](request, before, say)
+        except asyncio.CancelledError:
+            self.cancelled.append(f"{request.id} {name}")
+            raise
+
+    async def end(self, request: JobRequest) -> None:
+        self.cleared.append(request.id)
+
+
+def returns(**outcome: Any) -> Step:
+    async def step(request: JobRequest, before: Mapping[str, Any], say: Say) -> dict[str, Any]:
+        return {**before, **outcome}
+
+    return step
+
+
+def raises(error: Exception) -> Step:
+    async def step(request: JobRequest, before: Mapping[str, Any], say: Say) -> dict[str, Any]:
+        raise error
+
+    return step
+
+
+async def hangs(request: JobRequest, before: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    say(Progress("second", 2, 2, "0001_a", 7, 9))
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Any]:
+    """Run a coroutine that takes what starts an engine on the same database each time."""
+
+    from app.jobs.dbos_engine import DbosEngine
+
+    @asynccontextmanager
+    async def working(work: Recorder) -> AsyncIterator[JobEngine]:
+        engine = DbosEngine(f"sqlite:///{tmp_path / 'jobs.sqlite'}", concurrency=1)
+        async with engine.run_worker(work):
+            yield engine
+
+    def run(test: Callable[..., Awaitable[None]]) -> None:
+        asyncio.run(asyncio.wait_for(test(working), 30))
+
+    return run
+
+
+async def until(
+    engine: JobEngine, job_id: str, condition: Callable[[Job], bool] = lambda job: job.has_ended
+) -> Job:
+    while True:
+        job = await engine.status(job_id)
+        assert job is not None
+        if condition(job):
+            return job
+        await asyncio.sleep(0.05)
+
+
+def test_steps_run_in_order_and_the_last_one_makes_the_outcome(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder()
+        async with working(work) as engine:
+            submitted = await engine.submit(ask("a"))
+            job = await until(engine, "a")
+
+        assert submitted.status in ("queued", "running")
+        assert (job.status, job.outcome, job.problem) == ("succeeded", {"at": 2}, None)
+        assert job.request == ask("a")
+        assert work.begun == ["a first", "a second"]
+        assert work.cleared == ["a"]
+
+    run(test)
+
+
+def test_same_id_is_the_same_job(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder()
+        async with working(work) as engine:
+            await engine.submit(ask("a"))
+            again = await engine.submit(ask("a", digest="another"))
+            await until(engine, "a")
+
+        assert again.request == ask("a")
+        assert work.begun == ["a first", "a second"]
+
+    run(test)
+
+
+def test_failing_step_is_not_tried_again(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder(first=raises(ServiceError("migration_failed", "It failed.", position=1)))
+        async with working(work) as engine:
+            await engine.submit(ask("a"))
+            job = await until(engine, "a")
+            listed = await engine.jobs(status="failed")
+            succeeded = await engine.jobs(status="succeeded")
+
+        assert (job.status, job.outcome) == ("failed", None)
+        assert job.problem is not None
+        assert job.problem["error_type"] == "migration_failed"
+        assert job.problem["position"] == 1
+        assert work.begun == ["a first"]
+        assert work.cleared == ["a"]
+        assert [job.id for job in listed] == ["a"]
+        assert succeeded == []
+
+    run(test)
+
+
+def test_unforeseen_error_is_told_to_the_log_only(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(working: Any) -> None:
+        async with working(Recorder(second=raises(KeyError("a secret")))) as engine:
+            await engine.submit(ask("a"))
+            job = await until(engine, "a")
+
+        assert job.status == "failed"
+        assert job.problem is not None
+        assert job.problem["error_type"] == "internal"
+        assert "secret" not in str(job.problem)
+
+    run(test)
+
+    assert "a secret" in caplog.text
+
+
+def test_what_waits_has_a_position(run: Any) -> None:
+    async def test(working: Any) -> None:
+        async with working(Recorder(second=hangs)) as engine:
+            await engine.submit(ask("a"))
+            await until(engine, "a", lambda job: job.status == "running")
+            await engine.submit(ask("b"))
+            await engine.submit(ask("c"))
+            waiting = [await engine.status(job_id) for job_id in "bc"]
+            listed = await engine.jobs(status="queued")
+            await engine.cancel("b")
+            after = await engine.status("c")
+
+        assert [(job.status, job.queue_position) for job in waiting] == [
+            ("queued", 1),
+            ("queued", 2),
+        ]
+        assert {job.id: job.queue_position for job in listed} == {"b": 1, "c": 2}
+        assert after.queue_position == 1
+
+    run(test)
+
+
+def test_progress_is_seen_from_outside(run: Any) -> None:
+    async def test(working: Any) -> None:
+        async with working(Recorder(second=hangs)) as engine:
+            await engine.submit(ask("a"))
+            job = await until(
+                engine, "a", lambda job: bool(job.progress and job.progress.migration)
+            )
+
+        assert job.progress == Progress("second", 2, 2, "0001_a", 7, 9)
+
+    run(test)
+
+
+def test_cancelled_job_ends_within_a_second_and_gives_its_place_to_the_next(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder(first=hangs)
+        async with working(work) as engine:
+            await engine.submit(ask("a"))
+            await until(engine, "a", lambda job: job.status == "running")
+            await engine.submit(ask("b"))
+            begun = time.monotonic()
+            await engine.cancel("a")
+            seconds = time.monotonic() - begun
+            job = await engine.status("a")
+            await until(engine, "b", lambda job: job.status == "running")
+
+        assert seconds < 1
+        assert job.status == "cancelled"
+        assert work.cancelled[0] == "a first"
+        assert "a second" not in work.begun
+
+    run(test)
+
+
+def test_ended_job_stays_as_it_is_when_it_is_cancelled(run: Any) -> None:
+    async def test(working: Any) -> None:
+        async with working(Recorder()) as engine:
+            await engine.submit(ask("a"))
+            await until(engine, "a")
+            await engine.cancel("a")
+            job = await engine.status("a")
+
+        assert job.status == "succeeded"
+
+    run(test)
+
+
+def test_job_goes_on_at_the_step_in_which_its_worker_ended(run: Any) -> None:
+    async def test(working: Any) -> None:
+        interrupted, later = Recorder(second=hangs), Recorder()
+        async with working(interrupted) as engine:
+            await engine.submit(ask("a"))
+            await until(engine, "a", lambda job: bool(job.progress and job.progress.migration))
+        async with working(later) as engine:
+            job = await until(engine, "a")
+
+        assert interrupted.begun == ["a first", "a second"]
+        assert interrupted.cancelled == ["a second"]
+        assert later.begun == ["a second"]
+        assert (job.status, job.outcome) == ("succeeded", {"at": 2})
+
+    run(test)
+
+
+def test_job_that_its_worker_never_outlives_is_given_up(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder(second=hangs)
+        for number in range(MAX_TRIES):
+            async with working(work) as engine:
+                if number == 0:
+                    await engine.submit(ask("a"))
+                await wait_for(work, number + 2)
+        async with working(Recorder()) as engine:
+            job = await until(engine, "a")
+
+        assert job.status == "failed"
+        assert job.problem is not None
+        assert job.problem["error_type"] == "given_up"
+        assert job.problem["tries"] == MAX_TRIES
+        assert work.begun == ["a first"] + ["a second"] * MAX_TRIES
+
+    async def wait_for(work: Recorder, count: int) -> None:
+        while len(work.begun) < count:
+            await asyncio.sleep(0.05)
+
+    run(test)
+
+
+def test_job_that_ended_before_a_time_is_forgotten_then(run: Any) -> None:
+    async def test(working: Any) -> None:
+        async with working(Recorder()) as engine:
+            await engine.submit(ask("a"))
+            await until(engine, "a")
+            await engine.forget(before=time.time() - 60)
+            kept = await engine.status("a")
+            await engine.forget(before=time.time() + 60)
+            forgotten = await engine.status("a")
+
+        assert kept is not None
+        assert forgotten is None
+
+    run(test)
+
+
+def test_unknown_job_has_no_status(run: Any) -> None:
+    async def test(working: Any) -> None:
+        async with working(Recorder()) as engine:
+            assert await engine.status("nothing") is None
+            await engine.cancel("nothing")
+
+    run(test)
