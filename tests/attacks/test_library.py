@@ -14,6 +14,7 @@ from tests.attacks.make_corpus import attacks, write_corpus
 from tests.attacks.pool import Worker
 
 MEMORY_BYTES = 1 << 30
+# Of the processor: how busy the machine is says nothing of a file.
 SECONDS = 15
 
 # Whatever it does, a good run of it rewrites the file: the history is new.

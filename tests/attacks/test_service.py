@@ -19,7 +19,7 @@ from tests.attacks.make_corpus import attacks, write_corpus
 
 pytestmark = pytest.mark.acceptance
 
-RUN_SECONDS = 20
+RUN_SECONDS = 60
 RUN_MEMORY_BYTES = 1 << 30
 SERVICE_MEMORY_BYTES = 400 << 20
 
