@@ -179,7 +179,10 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:
-    return problem(request, ServiceError("invalid_parameter", str(error)).to_dict())
+    assert isinstance(error, RequestValidationError)
+    # The text of the error itself names our source files.
+    wrong = [f'The parameter "{found["loc"][-1]}": {found["msg"]}.' for found in error.errors()]
+    return problem(request, ServiceError("invalid_parameter", " ".join(wrong)).to_dict())
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
