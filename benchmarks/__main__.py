@@ -1,6 +1,6 @@
-"""Measure library and service beside others: `python benchmarks [library|service] [options]`.
+"""Measure library and service beside others: `python benchmarks [library|service|load] [options]`.
 
-Without arguments both are measured, with their defaults. What is printed is Markdown, to keep.
+Without arguments the first two are measured, with their defaults. What is printed is Markdown, to keep.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import library
+import load
 import service
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -33,7 +34,7 @@ def main() -> None:
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure beside others.")
-    commands = parser.add_subparsers(required=True, metavar="library|service")
+    commands = parser.add_subparsers(required=True, metavar="library|service|load")
     of_library = commands.add_parser("library", help="in one process, beside torch and `cp`")
     add_arguments(of_library, sizes=["1GB"], rounds=3)
     library.add_arguments(of_library)
@@ -41,6 +42,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     of_service = commands.add_parser("service", help="over HTTP, beside `naive` and `echo`")
     add_arguments(of_service, sizes=["1GB", "100MB"], rounds=5)
     of_service.set_defaults(measure_all=service.measure_all)
+    of_load = commands.add_parser("load", help="clients in parallel, every answer checked")
+    load.add_arguments(of_load)
+    of_load.add_argument("--folder", type=Path, help="where checkpoints and scratch files go")
+    of_load.set_defaults(measure_all=load.measure_all, rounds=None)
     return parser.parse_args(arguments)
 
 
@@ -58,12 +63,13 @@ def size_in_bytes(text: str) -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
-def print_setting(arguments: list[str], rounds: int) -> None:
+def print_setting(arguments: list[str], rounds: int | None) -> None:
     torch = importlib.metadata.version("torch")
     print(f"\n```sh\nmake bench BENCH={shlex.quote(shlex.join(arguments))}\n```\n")
     print(f"{os.cpu_count()} cores, {platform.system()} {platform.release()},", end=" ")
     print(f"Python {platform.python_version()}, torch {torch};")
-    print(f"medians of {rounds} interleaved rounds, in brackets the fastest and the slowest.")
+    if rounds is not None:
+        print(f"medians of {rounds} interleaved rounds, in brackets the fastest and the slowest.")
 
 
 if __name__ == "__main__":

@@ -190,3 +190,13 @@ def test_benchmark_of_the_service_compares_all_three() -> None:
         ["echo", "raw"],
         ["ours", "raw"],
     ]
+
+
+@pytest.mark.acceptance
+def test_every_answer_under_load_is_right_and_memory_stays_flat() -> None:
+    lines = run_benchmarks("load", "--seconds", "5", "--clients", "4", "--large", "20000000")
+
+    counts = {line[0]: int(line[1]) for line in lines if len(line) == 5 and line[1].isdecimal()}
+    assert counts["1 MB"] > 0
+    assert {name.partition(":")[0] for name in counts} == {"1 MB", "large", "broken", "hostile"}
+    assert [line[4] for line in lines if line[0] in counts] == ["0"] * len(counts)
