@@ -320,7 +320,8 @@ def sleeping_run(service: Service, old: Path) -> Iterator[None]:
 
 def leave_during_run(service: Service, old: Path) -> None:
     with sleeping_run(service, old):
-        pass
+        # Its process is there before its migration has begun.
+        time.sleep(0.5)
 
 
 def answers(service: Service) -> bool:
