@@ -246,7 +246,7 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def eventually(condition: Callable[[], object], *, seconds: float = 5) -> bool:
+def eventually(condition: Callable[[], object], *, seconds: float = 30) -> bool:
     """Whether this becomes true within so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -39,6 +39,21 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(autouse=True)
+def _all_have_gone(request: pytest.FixtureRequest) -> None:
+    # Those of the test before have hung up, and the service may not have seen it yet.
+    if "narrow" in request.fixturenames:
+        narrow = request.getfixturevalue("narrow")
+        assert eventually(lambda: admitted(narrow) == 0)
+
+
+def admitted(service: Service) -> float:
+    """How many requests hold a place."""
+    lines = httpx.get(f"{service.url}/metrics", headers=authorization()).text.splitlines()
+    name = "migrate_ckpt_requests_admitted "
+    return float(next(line for line in lines if line.startswith(name)).split()[1])
+
+
 class Connection:
     """A raw connection: what is sent is just this, and what comes back is seen as it is."""
 
