@@ -19,7 +19,7 @@ RUN /opt/venv/bin/pip install --constraint constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
 COPY migrate_ckpt migrate_ckpt
 COPY app app
-RUN /opt/venv/bin/pip install --constraint constraints.txt .
+RUN /opt/venv/bin/pip install --constraint constraints.txt '.[telemetry]'
 
 FROM python:${PYTHON_VERSION}-slim
 COPY --from=build /opt/venv /opt/venv

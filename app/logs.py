@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -21,6 +22,29 @@ MAX_TEXT_CHARACTERS = 16_384
 
 # Authorization headers, and tokens as `python -m app token` makes them.
 _SECRET = re.compile(r"(?i)(\bbearer\s+)[^\s\"',;]+|\bmck_[a-z0-9_-]{8,}")
+
+
+# A collector that is away, or headers that are none: libraries say so each time.
+SELDOM = "opentelemetry."
+SELDOM_SECONDS = 60.0
+
+
+class SeldomFilter(logging.Filter):
+    """Lets each logger of a library that repeats itself say one thing of a level a minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(SELDOM):
+            return True
+        what, now = (record.name, record.levelno), self._clock()
+        if now - self._said.get(what, -math.inf) < SELDOM_SECONDS:
+            return False
+        self._said[what] = now
+        return True
 
 
 class JsonFormatter(logging.Formatter):
@@ -72,10 +96,12 @@ def log_config(format: LogFormat, level: LogLevel) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"one": {"()": formatter}},
+        "filters": {"seldom": {"()": SeldomFilter}},
         "handlers": {
             "one": {
                 "class": "logging.StreamHandler",
                 "formatter": "one",
+                "filters": ["seldom"],
                 "stream": "ext://sys.stderr",
             }
         },
@@ -85,6 +111,8 @@ def log_config(format: LogFormat, level: LogLevel) -> dict[str, Any]:
             "app": {"level": level.upper()},
             "migrate_ckpt": {"level": level.upper()},
             "uvicorn": {"level": level.upper()},
+            # It quotes the headers of clients that it cannot read.
+            "opentelemetry.trace": {"level": "ERROR"},
         },
     }
 

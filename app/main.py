@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from app.scratch_room import free_bytes
 from app.security_headers import SecurityHeadersMiddleware
 from app.sets import MigrationSets
 from app.settings import Settings, read_settings
+from app.span_export import exporting, find_exporters
 from app.telemetry import Telemetry, TelemetryMiddleware
 from app.turns import Limits
 from app.watching import watching
@@ -40,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the service for these settings. Nothing is started before its lifespan begins.
 
     Raises:
-        SettingsError: the access tokens cannot be used, or jobs are asked for and cannot be had.
+        SettingsError: the access tokens cannot be used, or jobs or spans are asked for and cannot be had.
     """
     app = FastAPI(
         title="migrate-ckpt",
@@ -62,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         free_bytes=partial(free_bytes, settings.scratch_folder),
     )
     app.state.telemetry = Telemetry(Metrics(live_metrics(app.state)))
+    app.state.span_exporters = find_exporters(os.environ)
     # The last one added is the first to see a request.
     app.add_middleware(AccessMiddleware, access=app.state.access)
     if settings.cors_origins:
@@ -98,6 +101,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await sandbox.start()
             async with (
+                exporting(app.state.span_exporters) as app.state.telemetry.tracer,
                 watching(app.state.access.reload, sets.reload),
                 open_office(
                     settings,

@@ -9,6 +9,11 @@ from typing import Any
 
 from app.run_facts import RunFacts
 
+CLIENT_GONE = 499
+
+# Asked every few seconds: while all is well that is nothing to read about, and nothing to trace.
+PROBES = ("GET /livez", "GET /readyz", "GET /metrics")
+
 
 @dataclass(slots=True)
 class RequestFacts:
@@ -16,6 +21,8 @@ class RequestFacts:
 
     Attributes:
         route: the method and the template of the path, one of those there are, or "none".
+        receiving: when the body was first asked for, where it was.
+        received: when all of it had come in.
         status: 499 where the client left before it had the whole answer.
         error: what the problem says, where the answer is one.
     """
@@ -24,6 +31,7 @@ class RequestFacts:
     path: str
     route: str
     begun: float = field(default_factory=time.monotonic)
+    receiving: float | None = None
     received: float | None = None
     answered: float | None = None
     ended: float | None = None

@@ -47,6 +47,8 @@ class RunFacts:
     output_bytes: int | None = None
     peak_bytes: int = 0
     timings: tuple[Timing, ...] = ()
+    # When it was heard to begin each migration, in nanoseconds since 1970: known of a run that is killed, too.
+    steps: dict[str, int] = field(default_factory=dict)
 
     @property
     def queue_seconds(self) -> float:
@@ -64,6 +66,11 @@ class RunFacts:
 
     def begin(self) -> None:
         self.begun = time.monotonic()
+
+    def hear_of(self, migration: str) -> None:
+        """Note that it says it begins a migration, if there is one of this name."""
+        if migration in self._names():
+            self.steps.setdefault(migration, time.time_ns())
 
     def take(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
         """Take what the run has written down, as far as it makes sense, and return its result.
@@ -105,14 +112,16 @@ def error_type_of(error: BaseException) -> str:
 
 def read_timings(value: object, *, known: frozenset[str]) -> tuple[Timing, ...]:
     """Read what a run says of its parts; what it cannot have done is left out."""
-    timings = []
+    timings: dict[tuple[Phase, str], Timing] = {}
     for entry in value[:MAX_TIMINGS] if isinstance(value, list) else ():
         match entry:
             case [("read" | "write") as phase, "", int(begun_ns), float(seconds)]:
-                timings.append(Timing(phase, "", begun_ns, seconds))
+                timings.setdefault((phase, ""), Timing(phase, "", begun_ns, seconds))
             case ["migration", str(name), int(begun_ns), float(seconds)] if name in known:
-                timings.append(Timing("migration", name, begun_ns, seconds))
-    return tuple(timing for timing in timings if _is_possible(timing))
+                timings.setdefault(
+                    ("migration", name), Timing("migration", name, begun_ns, seconds)
+                )
+    return tuple(timing for timing in timings.values() if _is_possible(timing))
 
 
 def _is_possible(timing: Timing) -> bool:

@@ -18,6 +18,7 @@ from app.admission import Admission
 from app.errors import ServiceError
 from app.fingerprint import fingerprint, installed_versions
 from app.parameters import RunParameters, read_parameters, refuse_unknown
+from app.request_facts import RequestFacts
 from app.run_facts import RunFacts
 from app.run_request import OUTCOME_NAME, RunRequest
 from app.sandbox import Sandbox
@@ -69,7 +70,6 @@ async def run_upload(
     declared = declared_bytes(request, max_bytes=settings.max_upload_bytes)
     with admission.place(declared) as place, sets.hold() as held:
         upload = await take_upload(request, scratch, place, field_names=parameters)
-        request.state.facts.received = time.monotonic()
         asked = read_parameters([*query, *upload.fields])
         order = RunRequest(action, str(scratch.folder))
         if action != "inspect":
@@ -93,6 +93,7 @@ async def take_upload(
         ClientDisconnect: the client went before it had sent everything.
     """
     admission: Admission = request.app.state.admission
+    facts: RequestFacts = request.state.facts
     receiving = receive(
         request,
         scratch,
@@ -100,7 +101,10 @@ async def take_upload(
         field_names=field_names,
         on_received=partial(admission.receive, place),
     )
-    return await _unless(receiving, _stalled(place), admission.given_up())
+    facts.receiving = time.monotonic()
+    upload = await _unless(receiving, _stalled(place), admission.given_up())
+    facts.received = time.monotonic()
+    return upload
 
 
 async def _run_in_turn(
@@ -110,6 +114,7 @@ async def _run_in_turn(
 
     def note(position: int, count: int, name: str) -> None:
         step.update(position=position, count=count, migration=name)
+        facts.hear_of(name)
 
     sandbox: Sandbox = request.app.state.sandbox
     async with request.app.state.admission.turn(facts.input_bytes):

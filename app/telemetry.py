@@ -1,4 +1,4 @@
-"""Sees each request and each run to its end, and tells the metrics and the log what became of it."""
+"""Sees each request and each run to its end, and tells the metrics, the log and the trace what became of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from starlette.datastructures import Headers
 from app.access import find_route
 from app.logs import request_context
 from app.metrics import Metrics
-from app.request_facts import RequestFacts
+from app.request_facts import CLIENT_GONE, PROBES, RequestFacts
 from app.run_facts import RunFacts, error_type_of
+from app.tracing import NO_TRACER, RequestTrace
 from migrate_ckpt import MigrationSet
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 # A line for each request, whatever the logger of this module is set to.
 requests_logger = logging.getLogger("app.requests")
 
-# Asked every few seconds: while all is well that is nothing to read about.
-_PROBES = ("GET /livez", "GET /readyz", "GET /metrics")
-
-CLIENT_GONE = 499
 MAX_LOGGED_PATH_CHARACTERS = 256
 MAX_LOGGED_DETAIL_CHARACTERS = 1024
 
@@ -35,6 +32,7 @@ MAX_LOGGED_DETAIL_CHARACTERS = 1024
 class Telemetry:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
+        self.tracer = NO_TRACER
 
     @contextlib.contextmanager
     def run(
@@ -74,12 +72,13 @@ class TelemetryMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # Never set back: what the server logs of this request after us belongs to it as well.
-        request_context.set({"request_id": scope["state"]["request_id"]})
         facts = RequestFacts(
             scope["method"], scope["path"], find_route(scope["method"], scope["path"]) or "none"
         )
         scope["state"]["facts"] = facts
+        trace = RequestTrace.begin(self.telemetry.tracer, facts, scope)
+        # Never set back: what the server logs of this request after us belongs to it as well.
+        request_context.set({"request_id": scope["state"]["request_id"], **trace.ids})
         exchange = _Exchange(facts, receive, send)
         try:
             await self.app(scope, exchange.take, exchange.give)
@@ -90,6 +89,7 @@ class TelemetryMiddleware:
             facts.error = scope["state"].get("error", facts.error)
             exchange.end()
             self.telemetry.end_request(facts)
+            trace.end(facts)
 
 
 class _Exchange:
@@ -138,7 +138,7 @@ def _level(facts: RequestFacts) -> int:
     status = facts.status or 500
     if status >= 500:
         return logging.ERROR if status == 500 else logging.WARNING
-    return logging.DEBUG if facts.route in _PROBES and status < 400 else logging.INFO
+    return logging.DEBUG if facts.route in PROBES and status < 400 else logging.INFO
 
 
 def _logged(facts: RequestFacts) -> dict[str, Any]:

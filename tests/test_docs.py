@@ -10,9 +10,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
+import opentelemetry.environment_variables
+import opentelemetry.sdk.environment_variables
 import pytest
 import torch
 from fastapi import FastAPI
@@ -22,7 +24,9 @@ import migrate_ckpt
 import migrate_ckpt.operations
 from app.errors import STATUSES
 from app.main import create_app
+from app.run_facts import Phase
 from app.settings import Settings
+from app.span_export import ENDPOINTS, PROTOCOLS
 from migrate_ckpt.history import records_key
 from migrate_ckpt.linting.findings import CODES
 
@@ -130,6 +134,21 @@ def test_every_metric_is_in_the_table_with_its_labels(application: FastAPI) -> N
 
     metrics = application.state.telemetry.metrics
     assert rows == {name: list(labels) for name, labels in metrics.labels.items()}
+
+
+def test_every_variable_of_opentelemetry_in_the_text_is_one_that_its_sdk_has() -> None:
+    named = set(re.findall(r"`(OTEL_[A-Z_]+[A-Z])`", README))
+
+    known = vars(opentelemetry.environment_variables) | vars(
+        opentelemetry.sdk.environment_variables
+    )
+    assert {*ENDPOINTS, *PROTOCOLS} <= named <= set(known)
+
+
+def test_every_part_of_a_request_is_in_the_table_of_spans() -> None:
+    documented = [row[0].strip("`") for row in table("span")]
+
+    assert set(documented[1:]) == {"queue", "upload", "response", *get_args(Phase)}
 
 
 def test_every_command_is_in_the_table_and_no_other() -> None:

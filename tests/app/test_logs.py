@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.logs import JsonFormatter, TextFormatter, clean, log_config, request_context
+from app.logs import JsonFormatter, SeldomFilter, TextFormatter, clean, log_config, request_context
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +117,21 @@ def test_format_is_the_one_that_is_asked_for(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
 
     assert log_config(format, "info")["formatters"]["one"]["()"] is expected
+
+
+def test_library_that_repeats_itself_is_heard_once_a_minute() -> None:
+    now = 0.0
+    seldom = SeldomFilter(lambda: now)
+
+    def is_heard(name: str, level: int) -> bool:
+        return bool(seldom.filter(logging.LogRecord(name, level, "f", 1, "it is away", (), None)))
+
+    exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    assert is_heard(exporter, logging.WARNING)
+    assert not is_heard(exporter, logging.WARNING)
+    assert is_heard(exporter, logging.ERROR)
+    assert [is_heard("app.requests", logging.ERROR) for _ in range(2)] == [True, True]
+    now = 59.0
+    assert not is_heard(exporter, logging.WARNING)
+    now = 61.0
+    assert is_heard(exporter, logging.WARNING)

@@ -92,3 +92,27 @@ def test_run_whose_turn_never_came_waited_until_its_end() -> None:
 
     assert run.seconds is None
     assert run.queue_seconds >= 0
+
+
+def test_part_that_is_told_twice_counts_once() -> None:
+    once = ["migration", "0001_a", NOW, 0.5]
+
+    timings = read_timings(
+        [once, ["migration", "0001_a", NOW, 9.0], once], known=frozenset({"0001_a"})
+    )
+
+    assert timings == (Timing("migration", "0001_a", NOW, 0.5),)
+
+
+def test_migration_that_a_run_says_it_begins_is_noted_if_the_set_has_it(
+    migration_set: MigrationSet,
+) -> None:
+    run = RunFacts("migrate", 1, migration_set)
+
+    run.hear_of("made up")
+    run.hear_of("0001_a")
+    first = dict(run.steps)
+    run.hear_of("0001_a")
+
+    assert list(run.steps) == ["0001_a"]
+    assert run.steps == first
