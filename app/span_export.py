@@ -52,7 +52,14 @@ def find_exporters(environment: Mapping[str, str]) -> Exporters:
             "[telemetry], with pip install '.[telemetry]' in the clone, leave the variable out, or set "
             "OTEL_SDK_DISABLED=true."
         )
-    return [_load(variable, _entry_point(name, environment)) for name in names]
+    exporters = [_load(variable, _entry_point(name, environment)) for name in names]
+    try:
+        _make_provider(exporters).shutdown()
+    except ValueError as error:
+        # The SDK names what is wrong in its own words, and not the variable.
+        message = f"A variable OTEL_… that says how spans are sent cannot be used: {error}"
+        raise SettingsError(message) from error
+    return exporters
 
 
 def _asked_for(environment: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import secrets
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,7 @@ def test_collector_that_is_away_harms_nobody_and_is_mentioned_seldom(
     tmp_path: Path, old: Path
 ) -> None:
     away = Collector(port=free_port())
+    begun = time.monotonic()
     with traced_service(tmp_path, **away.environment) as service:
         for _ in range(5):
             assert send(service, old, "/migrate").status_code == 200
@@ -195,9 +197,9 @@ def test_collector_that_is_away_harms_nobody_and_is_mentioned_seldom(
         assert eventually(lambda: "error" in complaints(), seconds=SECONDS)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(SECONDS) == 0
-        # More than one a minute of each level would be too many; a slow machine may take two.
-        assert 1 <= complaints().count("error") <= 2
-        assert complaints().count("warning") <= 2
+        minutes = 1 + int(time.monotonic() - begun) // 60
+        assert complaints().count("error") <= minutes
+        assert complaints().count("warning") <= minutes
 
 
 def test_collector_that_hangs_holds_up_neither_requests_nor_the_end(

@@ -84,6 +84,23 @@ def test_broken_migration_is_one_line_and_status_two(tmp_path: Path) -> None:
     assert "0001_x.py" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"OTEL_TRACES_EXPORTER": "zipkin"}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318"}],
+    ids=str,
+)
+def test_spans_that_cannot_be_sent_are_one_line_and_status_two(
+    tmp_path: Path, asked: dict[str, str]
+) -> None:
+    (tmp_path / "migrations").mkdir()
+
+    done = run("serve", folder=tmp_path, **asked)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(*asked)
+
+
 def test_new_token_goes_beside_the_line_for_the_list(tmp_path: Path) -> None:
     done = run("token", "ci", "--scopes", "read", folder=tmp_path)
 

@@ -47,6 +47,15 @@ class Stuck(SpanExporter):
         return SpanExportResult.FAILURE
 
 
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in list(os.environ):
+        if name.startswith("OTEL_"):
+            monkeypatch.delenv(name)
+    Kept.spans.clear()
+    return monkeypatch
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -93,6 +102,19 @@ def test_what_cannot_be_is_refused_by_the_name_of_its_variable(
 
 
 @pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_BSP_SCHEDULE_DELAY", "0"), ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "-1")],
+)
+def test_value_that_the_sdk_refuses_is_refused_at_the_start(
+    environment: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    environment.setenv(variable, value)
+
+    with pytest.raises(SettingsError, match="OTEL_"):
+        find_exporters({EXPORTER: "console"})
+
+
+@pytest.mark.parametrize(
     ("environment", "variable"),
     [({ENDPOINT: COLLECTOR}, ENDPOINT), ({EXPORTER: "otlp"}, EXPORTER)],
     ids=str,
@@ -121,15 +143,6 @@ async def make_one_span(exporters: Sequence[type[SpanExporter]]) -> Tracer:
     async with exporting(exporters) as tracer:
         tracer.start_span("one").end()
     return tracer
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in list(os.environ):
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
-    Kept.spans.clear()
-    return monkeypatch
 
 
 def resource() -> dict[str, Any]:
