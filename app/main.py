@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -64,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         free_bytes=partial(free_bytes, settings.scratch_folder),
     )
     app.state.telemetry = Telemetry(Metrics(live_metrics(app.state)))
-    app.state.span_exporters = find_exporters(os.environ)
+    app.state.span_exporters = find_exporters()
     # The last one added is the first to see a request.
     app.add_middleware(AccessMiddleware, access=app.state.access)
     if settings.cors_origins:

@@ -14,6 +14,10 @@ CLIENT_GONE = 499
 # Asked every few seconds: while all is well that is nothing to read about, and nothing to trace.
 PROBES = ("GET /livez", "GET /readyz", "GET /metrics")
 
+# What the log and the trace repeat of a client's words, and of ours.
+MAX_PATH_CHARACTERS = 256
+MAX_DETAIL_CHARACTERS = 1024
+
 
 @dataclass(slots=True)
 class RequestFacts:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
+import os
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
@@ -35,15 +36,15 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
-def find_exporters(environment: Mapping[str, str]) -> Exporters:
-    """Return what is to take the spans; nothing where no variable asks for them.
+def find_exporters() -> Exporters:
+    """Return what is to take the spans; nothing where no variable of the environment asks for them.
 
     Raises:
         SettingsError: they are asked for, and what is asked for is not installed or cannot be.
     """
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()
-    variable, names = _asked_for(environment)
+    variable, names = _asked_for()
     if not names:
         return ()
     if importlib.util.find_spec("opentelemetry.sdk") is None:
@@ -52,7 +53,7 @@ def find_exporters(environment: Mapping[str, str]) -> Exporters:
             "[telemetry], with pip install '.[telemetry]' in the clone, leave the variable out, or set "
             "OTEL_SDK_DISABLED=true."
         )
-    exporters = [_load(variable, _entry_point(name, environment)) for name in names]
+    exporters = [_load(variable, _entry_point(name)) for name in names]
     try:
         _make_provider(exporters).shutdown()
     except ValueError as error:
@@ -62,41 +63,41 @@ def find_exporters(environment: Mapping[str, str]) -> Exporters:
     return exporters
 
 
-def _asked_for(environment: Mapping[str, str]) -> tuple[str, list[str]]:
+def _asked_for() -> tuple[str, list[str]]:
     """Return the variable that asks for spans, and the exporters that it names."""
     variable = "OTEL_TRACES_EXPORTER"
-    listed = [name.strip() for name in environment.get(variable, "").split(",")]
+    listed = [name.strip() for name in os.environ.get(variable, "").split(",")]
     if any(listed):
         return variable, [name for name in listed if name not in ("", "none")]
-    variable = _first_set(ENDPOINTS, environment)
+    variable = _first_set(ENDPOINTS)
     return variable, ["otlp"] if variable else []
 
 
-def _first_set(variables: Sequence[str], environment: Mapping[str, str]) -> str:
-    return next((name for name in variables if environment.get(name, "").strip()), "")
+def _first_set(variables: Sequence[str]) -> str:
+    return next((name for name in variables if os.environ.get(name, "").strip()), "")
 
 
-def _entry_point(name: str, environment: Mapping[str, str]) -> str:
+def _entry_point(name: str) -> str:
     """Return how an exporter calls itself; of otlp, that depends on the protocol."""
     if name == "otlp":
-        variable = _first_set(PROTOCOLS, environment)
-        protocol = environment[variable].strip() if variable else "http/protobuf"
+        variable = _first_set(PROTOCOLS)
+        protocol = os.environ[variable].strip() if variable else "http/protobuf"
         if protocol not in _OTLP:
             raise SettingsError(
                 f"{variable}={protocol} cannot be used: there is {' and '.join(_OTLP)}."
             )
         name = _OTLP[protocol]
     if name == "otlp_proto_http":
-        _check_endpoint(environment)
+        _check_endpoint()
     return name
 
 
-def _check_endpoint(environment: Mapping[str, str]) -> None:
-    variable = _first_set(ENDPOINTS, environment)
+def _check_endpoint() -> None:
+    variable = _first_set(ENDPOINTS)
     if not variable:
         return
     try:
-        address = urlsplit(environment[variable])
+        address = urlsplit(os.environ[variable])
         is_one = address.scheme in ("http", "https") and bool(address.hostname)
     except ValueError:
         is_one = False

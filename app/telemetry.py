@@ -14,7 +14,13 @@ from starlette.datastructures import Headers
 from app.access import find_route
 from app.logs import request_context
 from app.metrics import Metrics
-from app.request_facts import CLIENT_GONE, PROBES, RequestFacts
+from app.request_facts import (
+    CLIENT_GONE,
+    MAX_DETAIL_CHARACTERS,
+    MAX_PATH_CHARACTERS,
+    PROBES,
+    RequestFacts,
+)
 from app.run_facts import RunFacts, error_type_of
 from app.tracing import NO_TRACER, RequestTrace
 from migrate_ckpt import MigrationSet
@@ -24,9 +30,6 @@ if TYPE_CHECKING:
 
 # A line for each request, whatever the logger of this module is set to.
 requests_logger = logging.getLogger("app.requests")
-
-MAX_LOGGED_PATH_CHARACTERS = 256
-MAX_LOGGED_DETAIL_CHARACTERS = 1024
 
 
 class Telemetry:
@@ -145,7 +148,7 @@ def _logged(facts: RequestFacts) -> dict[str, Any]:
     logged: dict[str, Any] = {
         "method": facts.method[:16],
         "route": facts.route.rpartition(" ")[2],
-        "path": facts.path[:MAX_LOGGED_PATH_CHARACTERS],
+        "path": facts.path[:MAX_PATH_CHARACTERS],
         "status": facts.status,
         "seconds": round(facts.seconds, 6),
         "bytes_in": facts.received_bytes,
@@ -153,7 +156,7 @@ def _logged(facts: RequestFacts) -> dict[str, Any]:
     }
     if facts.error is not None:
         logged["error_type"] = facts.error["error_type"]
-        logged["detail"] = facts.error["message"][:MAX_LOGGED_DETAIL_CHARACTERS]
+        logged["detail"] = facts.error["message"][:MAX_DETAIL_CHARACTERS]
     if facts.run is not None:
         logged |= _logged_run(facts.run)
     return logged

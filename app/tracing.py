@@ -24,16 +24,19 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers
 
 from app.logs import clean
-from app.request_facts import CLIENT_GONE, PROBES, RequestFacts
+from app.request_facts import (
+    CLIENT_GONE,
+    MAX_DETAIL_CHARACTERS,
+    MAX_PATH_CHARACTERS,
+    PROBES,
+    RequestFacts,
+)
 from app.trace_parts import Part, WallClock, request_parts
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
 NO_TRACER: Tracer = NoOpTracer()
-
-MAX_PATH_CHARACTERS = 256
-MAX_MESSAGE_CHARACTERS = 1024
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -96,7 +99,7 @@ class RequestTrace:
         self.span.set_attributes(_attributes(facts))
         if _is_failure(facts):
             message = "" if facts.error is None else facts.error["message"]
-            self.span.set_status(StatusCode.ERROR, clean(message[:MAX_MESSAGE_CHARACTERS]))
+            self.span.set_status(StatusCode.ERROR, clean(message[:MAX_DETAIL_CHARACTERS]))
         inside = set_span_in_context(self.span, Context())
         for part in request_parts(facts, self.clock):
             make_span(self.tracer, part, inside)
@@ -107,7 +110,8 @@ def make_span(tracer: Tracer, part: Part, inside: Context) -> None:
     """Make the span of a part that is over."""
     span = tracer.start_span(part.name, context=inside, start_time=part.begun_ns)
     if part.migration is not None:
-        span.set_attribute("migrate_ckpt.migration", part.migration)
+        # A file may have a name that is no text, and one that cannot be encoded would take its batch with it.
+        span.set_attribute("migrate_ckpt.migration", clean(part.migration))
     if part.error_type:
         span.set_attribute("error.type", part.error_type)
         span.set_status(StatusCode.ERROR)

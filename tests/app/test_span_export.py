@@ -47,8 +47,9 @@ class Stuck(SpanExporter):
         return SpanExportResult.FAILURE
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment in which no variable asks for anything yet."""
     for name in list(os.environ):
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
@@ -56,8 +57,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+def ask_for(environment: pytest.MonkeyPatch, asked: dict[str, str]) -> None:
+    for name, value in asked.items():
+        environment.setenv(name, value)
+
+
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("asked", "expected"),
     [
         ({}, []),
         ({EXPORTER: "", ENDPOINT: " "}, []),
@@ -76,13 +82,15 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ids=str,
 )
 def test_exporters_are_those_that_are_asked_for(
-    environment: dict[str, str], expected: list[type]
+    environment: pytest.MonkeyPatch, asked: dict[str, str], expected: list[type]
 ) -> None:
-    assert list(find_exporters(environment)) == expected
+    ask_for(environment, asked)
+
+    assert list(find_exporters()) == expected
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("asked", "said"),
     [
         ({EXPORTER: "zipkin"}, ["OTEL_TRACES_EXPORTER", "zipkin", "[telemetry]"]),
         ({ENDPOINT: COLLECTOR, PROTOCOL: "grpc"}, [ENDPOINT, "otlp_proto_grpc", "http/protobuf"]),
@@ -93,10 +101,12 @@ def test_exporters_are_those_that_are_asked_for(
     ids=str,
 )
 def test_what_cannot_be_is_refused_by_the_name_of_its_variable(
-    environment: dict[str, str], said: list[str]
+    environment: pytest.MonkeyPatch, asked: dict[str, str], said: list[str]
 ) -> None:
+    ask_for(environment, asked)
+
     with pytest.raises(SettingsError) as caught:
-        find_exporters(environment)
+        find_exporters()
 
     assert [text for text in said if text not in str(caught.value)] == []
 
@@ -108,35 +118,34 @@ def test_what_cannot_be_is_refused_by_the_name_of_its_variable(
 def test_value_that_the_sdk_refuses_is_refused_at_the_start(
     environment: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    environment.setenv(variable, value)
+    ask_for(environment, {EXPORTER: "console", variable: value})
 
     with pytest.raises(SettingsError, match="OTEL_"):
-        find_exporters({EXPORTER: "console"})
+        find_exporters()
 
 
 @pytest.mark.parametrize(
-    ("environment", "variable"),
-    [({ENDPOINT: COLLECTOR}, ENDPOINT), ({EXPORTER: "otlp"}, EXPORTER)],
-    ids=str,
+    ("variable", "value"), [(ENDPOINT, COLLECTOR), (TRACES_ENDPOINT, COLLECTOR), (EXPORTER, "otlp")]
 )
 def test_missing_extra_is_refused_with_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], variable: str
+    environment: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    environment.setattr(importlib.util, "find_spec", lambda name: None)
+    environment.setenv(variable, value)
 
     with pytest.raises(SettingsError) as caught:
-        find_exporters(environment)
+        find_exporters()
 
     assert str(caught.value).startswith(variable)
     assert "pip install '.[telemetry]'" in str(caught.value)
 
 
 def test_missing_extra_is_missed_by_nobody_who_asks_for_no_spans(
-    monkeypatch: pytest.MonkeyPatch,
+    environment: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    environment.setattr(importlib.util, "find_spec", lambda name: None)
 
-    assert find_exporters({}) == ()
+    assert find_exporters() == ()
 
 
 async def make_one_span(exporters: Sequence[type[SpanExporter]]) -> Tracer:
@@ -154,9 +163,7 @@ def test_without_exporters_there_is_no_tracer_to_speak_of() -> None:
     assert asyncio.run(make_one_span(())) is NO_TRACER
 
 
-def test_last_spans_are_handed_over_when_the_service_stops(
-    environment: pytest.MonkeyPatch,
-) -> None:
+def test_last_spans_are_handed_over_when_the_service_stops() -> None:
     asyncio.run(make_one_span([Kept]))
 
     assert [span.name for span in Kept.spans] == ["one"]

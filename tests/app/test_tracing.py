@@ -14,6 +14,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -24,7 +25,8 @@ from starlette.datastructures import Headers
 from app.logs import JsonFormatter
 from app.main import create_app
 from app.settings import Settings
-from app.tracing import NO_TRACER, read_parent
+from app.trace_parts import Part
+from app.tracing import NO_TRACER, make_span, read_parent
 from tests.app.conftest import Client
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -235,6 +237,17 @@ def test_nothing_that_a_client_makes_up_becomes_the_name_of_a_span(
     }
     for span in made:
         assert str((span.attributes or {}).get("url.path", "")).isprintable()
+
+
+def test_migration_whose_name_is_no_text_can_be_sent(
+    client: Client, spans: InMemorySpanExporter
+) -> None:
+    part = Part("migration", 1, 2, migration="0001_\udc80")
+
+    make_span(client.app.state.telemetry.tracer, part, Context())
+
+    (span,) = spans.get_finished_spans()
+    assert encode_spans([span]).SerializeToString()
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
