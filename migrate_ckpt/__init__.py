@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from migrate_ckpt.changes import Change as Change
     from migrate_ckpt.changes import Preview as Preview
+    from migrate_ckpt.differences import Difference as Difference
     from migrate_ckpt.errors import FolderError as FolderError
     from migrate_ckpt.errors import ForeignObjectError as ForeignObjectError
     from migrate_ckpt.errors import HistoryError as HistoryError
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import HistoryWarning as HistoryWarning
     from migrate_ckpt.errors import IncompleteGroup as IncompleteGroup
     from migrate_ckpt.errors import InvalidHistory as InvalidHistory
+    from migrate_ckpt.errors import InvalidManifest as InvalidManifest
     from migrate_ckpt.errors import InvalidMigrationFile as InvalidMigrationFile
     from migrate_ckpt.errors import KeyCollision as KeyCollision
     from migrate_ckpt.errors import KeysNotFound as KeysNotFound
+    from migrate_ckpt.errors import ManifestNotMet as ManifestNotMet
     from migrate_ckpt.errors import MigrateCkptError as MigrateCkptError
     from migrate_ckpt.errors import MigrationFailed as MigrationFailed
     from migrate_ckpt.errors import NotInvertible as NotInvertible
@@ -61,6 +64,11 @@ if TYPE_CHECKING:
     from migrate_ckpt.in_memory import migrate_from_folder as migrate_from_folder
     from migrate_ckpt.inspection import Inspection as Inspection
     from migrate_ckpt.loader import get_folder_migrations as get_folder_migrations
+    from migrate_ckpt.manifest import Manifest as Manifest
+    from migrate_ckpt.manifest import read_manifest as read_manifest
+    from migrate_ckpt.manifest_files import manifest_of_file as manifest_of_file
+    from migrate_ckpt.manifest_files import verify_file as verify_file
+    from migrate_ckpt.manifest_sources import manifest_of as manifest_of
     from migrate_ckpt.migration import CkptType as CkptType
     from migrate_ckpt.migration import Migration as Migration
     from migrate_ckpt.migration import MigrationCallback as MigrationCallback
@@ -70,11 +78,13 @@ if TYPE_CHECKING:
     from migrate_ckpt.plan import Step as Step
     from migrate_ckpt.report import Report as Report
     from migrate_ckpt.stamping import stamp as stamp
+    from migrate_ckpt.verifying import Verdict as Verdict
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "changes": ("Change", "Preview"),
+    "differences": ("Difference",),
     "errors": (
         "FolderError",
         "ForeignObjectError",
@@ -83,9 +93,11 @@ _MODULES = {
         "HistoryWarning",
         "IncompleteGroup",
         "InvalidHistory",
+        "InvalidManifest",
         "InvalidMigrationFile",
         "KeyCollision",
         "KeysNotFound",
+        "ManifestNotMet",
         "MigrateCkptError",
         "MigrationFailed",
         "NotInvertible",
@@ -126,11 +138,15 @@ _MODULES = {
     "inspection": ("Inspection",),
     "in_memory": ("migrate_ckpt", "migrate_from_folder"),
     "loader": ("get_folder_migrations",),
+    "manifest": ("Manifest", "read_manifest"),
+    "manifest_files": ("manifest_of_file", "verify_file"),
+    "manifest_sources": ("manifest_of",),
     "migration": ("CkptType", "Migration", "MigrationCallback"),
     "new_file": ("new_migration",),
     "plan": ("Plan", "Policy", "Step"),
     "report": ("Report",),
     "stamping": ("stamp",),
+    "verifying": ("Verdict",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -38,7 +38,7 @@ class Preview:
         changes: The first of its changes; None where they are unknown, because it failed or came after one that did.
         counts: How many there are of each kind, of all.
         warnings: What a reader should know of it, a sentence each: that it does not apply to this checkpoint, and why.
-        error: Why it fails, as an error's `to_dict`.
+        error: Why it fails, as an error's `to_dict`; with changes: why the run does, of which it is the last step.
     """
 
     changes: tuple[Change, ...] | None = None
@@ -69,6 +69,7 @@ class Preview:
             "counts": dict(self.counts or {}),
             "truncated": self.is_truncated,
             "warnings": list(self.warnings),
+            **({} if self.error is None else {"error": dict(self.error)}),
         }
 
 

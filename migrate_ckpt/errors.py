@@ -9,6 +9,7 @@ MigrateCkptError
 ├── TargetExists                    the file to write is there already
 ├── FolderError                     the folder of migrations cannot be used
 │   ├── InvalidMigrationFile        one of its files cannot
+│   ├── InvalidManifest             its manifest cannot be read
 │   ├── OrderMismatch               alphabetical and numeric order disagree
 │   └── UnknownSet                  no set of this name
 ├── UnknownMigration                `to` names no migration of the set
@@ -17,6 +18,7 @@ MigrateCkptError
 │   └── HistoryRefused              a good history that the policy does not allow to build on
 ├── MigrationFailed                 a migration raised, or did not return a checkpoint
 │   └── RequirementsNotMet          it needs what the checkpoint does not have, and was not applied
+├── ManifestNotMet                  the migrated checkpoint is not what the set's manifest says
 ├── OperationError                  an operation cannot do to this checkpoint what it says
 │   ├── SectionNotFound             the section or path it works on is not there, or not the only one
 │   ├── KeysNotFound                it finds none of its keys, or not all it names
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from migrate_ckpt.differences import Difference
     from migrate_ckpt.plan import Plan
     from migrate_ckpt.report import Report
 
@@ -155,6 +158,12 @@ class InvalidMigrationFile(FolderError):
         return {"migration": self.name}
 
 
+class InvalidManifest(FolderError):
+    """A manifest cannot be read, or is none."""
+
+    error_type = "invalid_manifest"
+
+
 class OrderMismatch(FolderError):
     """The alphabetical order of the names is not their numeric one."""
 
@@ -261,6 +270,30 @@ class RequirementsNotMet(MigrationFailed):
 
     def _data(self) -> dict[str, Any]:
         return {**super()._data(), "missing": list(self.missing)}
+
+
+class ManifestNotMet(MigrateCkptError):
+    """The migrated checkpoint is not what the set's manifest says; nothing was written.
+
+    `differences` are all there are; `to_dict` has the first `MAX_DIFFERENCES` and their number.
+    `report` tells what ran.
+    """
+
+    error_type = "manifest_not_met"
+    MAX_DIFFERENCES: ClassVar[int] = 100
+
+    def __init__(self, message: str, *, differences: Sequence[Difference], report: Report) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
+        self.report = report
+
+    def _data(self) -> dict[str, Any]:
+        shown = self.differences[: self.MAX_DIFFERENCES]
+        return {
+            "differences": [difference.to_dict() for difference in shown],
+            "difference_count": len(self.differences),
+            "report": self.report.to_dict(),
+        }
 
 
 class OperationError(MigrateCkptError):

@@ -26,6 +26,7 @@ from migrate_ckpt.migration import CkptType
 from migrate_ckpt.plan import Plan, Policy, make_plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
+from migrate_ckpt.verifying import refuse_unmet
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ def _migrate(
     source = {"format": container.format, "size": container.source.size}
     if not plan.has_work:
         value = as_checkpoint(contents.value)
+        refuse_unmet(migrations.manifest, value, Report(plan))
         if options.format in (None, container.format):
             return Report(plan, warnings=plan.warnings, source=source, target=source), whole(
                 container.source
@@ -132,6 +134,7 @@ def _migrate(
         ckpt, report = value, Report(plan, warnings=plan.warnings)
     else:
         ckpt, report = run_plan(contents.value, plan, load_migrations(migrations), on_step=on_step)
+        refuse_unmet(migrations.manifest, ckpt, report)
     with without_garbage_collection():
         pieces, format, sentences = lay_out_as(ckpt, container, contents.protocol, options.format)
     target = {"format": format, "size": pieces.size, "copied_bytes": pieces.copied_bytes}

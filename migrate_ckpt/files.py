@@ -93,7 +93,9 @@ def plan_file(
         plan = plan_contents(contents, migrations, RunOptions(**options))
         if with_changes and plan.to_run:
             loaded = load_migrations(migrations)
-            return preview_plan(container, plan, loaded, max_changes=max_changes)
+            return preview_plan(
+                container, plan, loaded, max_changes=max_changes, manifest=migrations.manifest
+            )
         return plan
 
 

@@ -9,6 +9,8 @@ the folder and below it, count in the set's digest. Left out are names that star
 A sub-folder that holds migrations is a further set. A sub-folder of other modules is a
 package that the migrations may import.
 
+A file `manifest.json` says what the state dict of a checkpoint is like that has had all migrations.
+
 The order is the alphabetical one of the names. Where their numbers say otherwise, as `10_x` and
 `2_y` do, the folder is refused, unless its `__init__.py` has the line `order = "natural"`, which
 is read and not run.
@@ -25,6 +27,7 @@ from pathlib import Path
 
 from migrate_ckpt.digest import digest_of_file, digest_of_parts, digest_of_tree
 from migrate_ckpt.errors import FolderError, OrderMismatch, UnknownSet
+from migrate_ckpt.manifest import MANIFEST_NAME, Manifest, read_manifest
 from migrate_ckpt.migration_file import MigrationFile as MigrationFile
 from migrate_ckpt.migration_file import is_candidate, may_be_migration, parse, read_file
 
@@ -37,12 +40,16 @@ _NUMBER = re.compile(r"([0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class MigrationSet:
-    """The migrations of one folder in their order; the digest also covers what stands beside."""
+    """The migrations of one folder in their order; the digest also covers what stands beside.
+
+    With a manifest, a checkpoint that has had all of them must be as it says.
+    """
 
     name: str
     path: Path
     files: tuple[MigrationFile, ...]
     digest: str
+    manifest: Manifest | None = None
 
 
 def read_folder(path: str | PathLike[str], *, set_name: str = DEFAULT_SET) -> MigrationSet:
@@ -51,12 +58,15 @@ def read_folder(path: str | PathLike[str], *, set_name: str = DEFAULT_SET) -> Mi
     Raises:
         FolderError: The folder cannot be read.
         InvalidMigrationFile: A file does not parse, or defines neither `handle` nor `operations`.
+        InvalidManifest: Its `manifest.json` is none.
         OrderMismatch: The names' alphabetical order is not their numeric one.
     """
     folder = Path(path)
     stems = in_order(folder, sorted(p.stem for p in listed(folder) if is_candidate(p)))
     files = tuple(read_file(folder / f"{stem}.py") for stem in stems)
-    return MigrationSet(set_name, folder, files, _set_digest(folder, files))
+    declared = folder / MANIFEST_NAME
+    manifest = read_manifest(declared) if declared.is_file() else None
+    return MigrationSet(set_name, folder, files, _set_digest(folder, files), manifest)
 
 
 def read_sets(path: str | PathLike[str]) -> dict[str, MigrationSet]:

@@ -12,9 +12,12 @@ from migrate_ckpt.errors import HistoryWarning
 from migrate_ckpt.folder import read_folder
 from migrate_ckpt.history import read_history
 from migrate_ckpt.loader import load_migrations
+from migrate_ckpt.manifest import Manifest
 from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.plan import Plan, make_plan
+from migrate_ckpt.report import Report
 from migrate_ckpt.runner import run_plan
+from migrate_ckpt.verifying import refuse_unmet
 
 
 def migrate_ckpt(
@@ -37,23 +40,32 @@ def migrate_ckpt(
 def migrate_from_folder(
     ckpt: CkptType, path: str | PathLike[str]
 ) -> tuple[CkptType, list[Migration]]:
-    """Do what `migrate_ckpt` does, with a folder's migrations; imports them only to run them."""
+    """Do what `migrate_ckpt` does, with a folder's migrations; imports them only to run them.
+
+    Raises:
+        ManifestNotMet: The folder declares a manifest, and the result is not as it says.
+    """
     folder = read_folder(path)
     plan = make_plan(
         folder.files, read_history(ckpt), set_digest=folder.digest, allow_unknown_history=True
     )
-    return _run(ckpt, plan, lambda: load_migrations(folder))
+    return _run(ckpt, plan, lambda: load_migrations(folder), folder.manifest)
 
 
 def _run(
-    ckpt: CkptType, plan: Plan, load: Callable[[], Sequence[Migration]]
+    ckpt: CkptType,
+    plan: Plan,
+    load: Callable[[], Sequence[Migration]],
+    manifest: Manifest | None = None,
 ) -> tuple[CkptType, list[Migration]]:
     """Run a plan on a copy of a checkpoint; loads no migration if there is nothing to run."""
     _warn(plan)
     if not plan.to_run:
+        refuse_unmet(manifest, ckpt, Report(plan))
         return ckpt, []
     migrations = load()
     migrated, report = run_plan(_copy(ckpt), plan, migrations, history_in_metadata=False)
+    refuse_unmet(manifest, migrated, report)
     return migrated, [m for m in migrations if m.name in report.ran]
 
 

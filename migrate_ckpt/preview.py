@@ -11,14 +11,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.changes import MAX_CHANGES, Change, Preview, find_changes
-from migrate_ckpt.errors import MigrationFailed
+from migrate_ckpt.errors import ManifestNotMet, MigrationFailed
 from migrate_ckpt.history import ckpt_migration_key, records_key
 from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.outline import OutlineEntry, outline
 from migrate_ckpt.runner import run_plan
+from migrate_ckpt.verifying import refuse_unmet
 
 if TYPE_CHECKING:
     from migrate_ckpt.formats.container import Container
+    from migrate_ckpt.manifest import Manifest
     from migrate_ckpt.plan import Plan
     from migrate_ckpt.report import Report
 
@@ -31,44 +33,54 @@ def preview_plan(
     migrations: Sequence[Migration],
     *,
     max_changes: int | None = MAX_CHANGES,
+    manifest: Manifest | None = None,
 ) -> Plan:
-    """The plan with a preview in each step that will run. A migration that fails leaves those after it unknown."""
+    """The plan with a preview in each step that will run. A migration that fails leaves those after it unknown.
+
+    If the result is not what a manifest says, that is an error of the last step.
+    """
     to_run = {name: Preview() for name in plan.to_run}
     if to_run:
-        to_run.update(_try_out(container, plan, migrations, max_changes))
+        to_run.update(_try_out(container, plan, migrations, max_changes, manifest))
     steps = tuple(replace(step, preview=to_run.get(step.name)) for step in plan.steps)
     return replace(plan, steps=steps)
 
 
 def _try_out(
-    container: Container, plan: Plan, migrations: Sequence[Migration], max_changes: int | None
+    container: Container,
+    plan: Plan,
+    migrations: Sequence[Migration],
+    max_changes: int | None,
+    manifest: Manifest | None,
 ) -> dict[str, Preview]:
     # Loading torch takes a second, which a plan without changes need not wait.
     from migrate_ckpt.formats.tensors import MappedTensors, MetaTensors
 
     called = [migration for migration in migrations if migration.name in plan.to_run]
     if all(migration.operations is not None for migration in called):
-        watch = _Watch(container, is_mapped=False)
+        watch = _Watch(container, manifest, is_mapped=False)
         contents = container.read(MetaTensors(container))
         error = watch.run(contents.value, plan, called)
         if error is None:
             return watch.previews(max_changes)
     # What failed without bytes may have wanted to see some.
-    watch = _Watch(container, is_mapped=True)
+    watch = _Watch(container, manifest, is_mapped=True)
     contents = container.read(MappedTensors(container))
     error = watch.run(contents.value, plan, called)
     previews = watch.previews(max_changes)
     if error is not None:
         facts = {key: value for key, value in error.to_dict().items() if key != "report"}
-        previews[error.name] = Preview(error=facts)
+        name = error.name if isinstance(error, MigrationFailed) else plan.to_run[-1]
+        previews[name] = replace(previews.get(name, Preview()), error=facts)
     return previews
 
 
 class _Watch:
     """Follows a run from step to step."""
 
-    def __init__(self, container: Container, *, is_mapped: bool) -> None:
+    def __init__(self, container: Container, manifest: Manifest | None, *, is_mapped: bool) -> None:
         self._container = container
+        self._manifest = manifest
         self._is_mapped = is_mapped
         self._changes: dict[str, list[Change]] = {}
         self._warnings: dict[str, tuple[str, ...]] = {}
@@ -80,12 +92,13 @@ class _Watch:
 
     def run(
         self, ckpt: CkptType, plan: Plan, migrations: Sequence[Migration]
-    ) -> MigrationFailed | None:
+    ) -> MigrationFailed | ManifestNotMet | None:
         self._last = self._outline(ckpt)
         self._known_warnings = len(plan.warnings)
         try:
-            run_plan(ckpt, plan, migrations, after_step=self._after_step)
-        except MigrationFailed as error:
+            ckpt, report = run_plan(ckpt, plan, migrations, after_step=self._after_step)
+            refuse_unmet(self._manifest, ckpt, report)
+        except (MigrationFailed, ManifestNotMet) as error:
             return error
         return None
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 from migrate_ckpt.errors import (
     FolderError,
     HistoryError,
+    ManifestNotMet,
     MigrationFailed,
     TargetExists,
     UnknownMigration,
@@ -30,6 +31,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (UnreadableCheckpoint, UNREADABLE),
     (HistoryError, HISTORY_REFUSED),
     (MigrationFailed, MIGRATION_FAILED),
+    (ManifestNotMet, MIGRATION_FAILED),
     (UnwritableCheckpoint, MIGRATION_FAILED),
     (FolderError, USAGE),
     (UnknownMigration, USAGE),

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from migrate_ckpt import __version__
-from migrate_ckpt.cli import commands, folder_commands
+from migrate_ckpt.cli import commands, folder_commands, manifest_commands
 from migrate_ckpt.folder import DEFAULT_SET
 from migrate_ckpt.formats.conversion import Format
 from migrate_ckpt.linting.findings import CODES
+from migrate_ckpt.manifest import CHECKS
 from migrate_ckpt.plan import Policy
 
 _EPILOG = """exit codes:
   0    done, or nothing to do
-  1    the answer is no: migrations are pending, or there are findings
+  1    the answer is no: migrations are pending, or there are findings or differences
   2    wrong usage, folder or path
   3    a checkpoint cannot be read
   4    a checkpoint's history was refused
@@ -84,6 +85,20 @@ examples:
   migrate-ckpt check tests/checkpoints                 for CI: old checkpoints that must stay migratable
 """
 
+_MANIFEST_EXAMPLES = """A SOURCE is a checkpoint's file, or module:factory, a function that builds the model.
+
+examples:
+  migrate-ckpt manifest mypackage.model:build -o migrations/manifest.json
+  migrate-ckpt manifest new.ckpt -o model.json --checks keys shapes
+
+In a folder of migrations, manifest.json says what each run of them must come to.
+"""
+
+_VERIFY_EXAMPLES = """examples:
+  migrate-ckpt verify new.ckpt                         against the set's own manifest.json
+  migrate-ckpt verify migrated --manifest model.json
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -94,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"migrate-ckpt {__version__}")
     words = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_plan, _add_inspect, _add_stamp, _add_new, _add_lint, _add_check):
+    for add in _WORDS:
         add(words)
     return parser
 
@@ -175,6 +190,48 @@ def _add_check(words: Any) -> None:
     _add_choices(check)
 
 
+def _add_manifest(words: Any) -> None:
+    text = "write down which tensors a model's state dict has"
+    add_to = _add(words, "manifest", manifest_commands.manifest, text, _MANIFEST_EXAMPLES)
+    add_to.add_argument("source", metavar="SOURCE")
+    add_to.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: print it)")
+    add_to.add_argument("--force", action="store_true", help="replace a target that exists already")
+    _add_section(add_to)
+    add_to.add_argument(
+        "--prefix", default="", help="put this before each key, as in model. for Lightning"
+    )
+    add_to.add_argument(
+        "--checks",
+        nargs="+",
+        choices=CHECKS,
+        metavar="CHECK",
+        help="of: %(choices)s (default: all)",
+    )
+    add_to.add_argument(
+        "--allocate",
+        action="store_true",
+        help="build the model with its memory, where it cannot be built without",
+    )
+
+
+def _add_verify(words: Any) -> None:
+    text = "say how checkpoints differ from a manifest; exit code 1 if they do"
+    verify = _add(words, "verify", manifest_commands.verify, text, _VERIFY_EXAMPLES)
+    _add_sources(verify)
+    verify.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="(default: manifest.json of the set)"
+    )
+    _add_section(verify)
+    _add_folder(verify)
+    _add_set(verify)
+
+
+def _add_section(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--section", metavar="PATH", help="where the state dict stands, as in ema.model"
+    )
+
+
 def _add(
     words: Any,
     name: str,
@@ -243,3 +300,16 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", dest="set_name", metavar="NAME", default=DEFAULT_SET, help="(default: %(default)s)"
     )
+
+
+_WORDS = (
+    _add_run,
+    _add_plan,
+    _add_inspect,
+    _add_stamp,
+    _add_new,
+    _add_lint,
+    _add_check,
+    _add_manifest,
+    _add_verify,
+)

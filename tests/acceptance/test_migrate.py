@@ -11,7 +11,8 @@ import httpx
 import pytest
 import torch
 
-from tests.acceptance.conftest import MAX_UPLOAD_BYTES, Service
+from migrate_ckpt import manifest_of
+from tests.acceptance.conftest import MAX_UPLOAD_BYTES, Service, running_service
 
 pytestmark = pytest.mark.acceptance
 
@@ -191,3 +192,24 @@ def test_file_that_says_it_is_too_large_is_refused_before_it_is_sent(
     body, _, numbers = done.stdout.rpartition("\n")
     assert numbers == "413 0"
     assert json.loads(body)["error_type"] == "too_large"
+
+
+def test_result_that_is_not_what_the_set_says_is_refused(tmp_path: Path, old: Path) -> None:
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "0001_rename.py").write_text(
+        '"""Rename."""\nfrom migrate_ckpt.operations import strip_prefix\noperations = [strip_prefix("model.")]\n'
+    )
+    weights = {f"layer{i}.weight": torch.zeros(64, 64) for i in range(3)}
+    (folder / "manifest.json").write_text(manifest_of(weights).to_json())
+    with running_service(tmp_path) as service:
+        good = httpx.post(f"{service.url}/migrate", content=old.read_bytes())
+        torch.save({"state_dict": {"model.layer0.weight": torch.zeros(64, 8)}}, tmp_path / "other")
+        bad = httpx.post(f"{service.url}/migrate", content=(tmp_path / "other").read_bytes())
+
+    assert good.status_code == 200
+    problem = bad.json()
+    assert (bad.status_code, problem["error_type"]) == (422, "manifest_not_met")
+    kinds = [difference["kind"] for difference in problem["differences"]]
+    assert kinds == ["missing", "missing", "shape"]
+    assert problem["report"]["ran"] == ["0001_rename"]
