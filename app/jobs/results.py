@@ -5,6 +5,7 @@ A result is a folder that appears whole, by a rename, or not at all. Its age is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -55,7 +56,7 @@ class Results:
         self._ttl_seconds = ttl_seconds
         self._max_bytes = max_bytes
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         folder.mkdir(mode=0o700, exist_ok=True)
         for left in folder.glob(".*"):
             shutil.rmtree(left)
@@ -75,10 +76,11 @@ class Results:
 
     def renew(self, fingerprint: str) -> KeptResult | None:
         """Return this result, which from now on is kept as long as a new one."""
-        if self.find(fingerprint) is not None:
-            now = self._clock()
-            os.utime(self._folder / fingerprint / FACTS_NAME, (now, now))
-        return self.find(fingerprint)
+        with self._lock:
+            if self.find(fingerprint) is not None:
+                now = self._clock()
+                os.utime(self._folder / fingerprint / FACTS_NAME, (now, now))
+            return self.find(fingerprint)
 
     def keep(
         self,
@@ -104,7 +106,7 @@ class Results:
         building = Path(tempfile.mkdtemp(prefix=".", dir=self._folder))
         try:
             copy_extents(extents, building / CHECKPOINT_NAME, on_copied)
-            self._publish(building, fingerprint, facts)
+            return self._publish(building, fingerprint, facts)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -112,27 +114,30 @@ class Results:
             raise ServiceError("no_space", message, retryable=True) from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        kept = self.find(fingerprint)
-        assert kept is not None
-        return kept
 
     def remove_expired(self) -> None:
         now = self._clock()
         for age, path in self._by_age():
             if age + self._ttl_seconds <= now:
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
 
-    def _publish(self, building: Path, fingerprint: str, facts: Mapping[str, Any]) -> None:
+    def _publish(self, building: Path, fingerprint: str, facts: Mapping[str, Any]) -> KeptResult:
         (building / FACTS_NAME).write_text(json.dumps(facts), encoding="ascii")
         now = self._clock()
         os.utime(building / FACTS_NAME, (now, now))
         for path in (building / FACTS_NAME, building):
             flush(path)
+        size = _size(building)
         with self._lock:
-            # What is in its place holds the same bytes: one name, one result. It may have expired.
-            shutil.rmtree(self._folder / fingerprint, ignore_errors=True)
-            os.rename(building, self._folder / fingerprint)
+            # One name, one result: what is in its place holds the same bytes, and somebody may be reading it.
+            kept = self.renew(fingerprint)
+            if kept is None:
+                self._remove(self._folder / fingerprint)
+                os.rename(building, self._folder / fingerprint)
+                path = self._folder / fingerprint / CHECKPOINT_NAME
+                kept = KeptResult(fingerprint, path, size, facts, now + self._ttl_seconds)
         flush(self._folder)
+        return kept
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest results until there is room for one more of this size."""
@@ -145,13 +150,25 @@ class Results:
         for path, freed in there_are:
             if total <= self._max_bytes:
                 break
-            shutil.rmtree(path, ignore_errors=True)
+            self._remove(path)
             total -= freed
 
+    def _remove(self, path: Path) -> None:
+        """Remove a result: first its name, so that nobody finds half of it."""
+        removed = Path(tempfile.mkdtemp(prefix=".", dir=self._folder))
+        # Another thread may have removed it.
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            os.rename(path, removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
     def _by_age(self) -> list[tuple[float, Path]]:
-        return [
-            (facts.stat().st_mtime, facts.parent) for facts in self._folder.glob(f"*/{FACTS_NAME}")
-        ]
+        found = []
+        # A name that begins with a dot is of one that is not whole yet.
+        for facts in self._folder.glob(f"[!.]*/{FACTS_NAME}"):
+            # Another thread may remove it just now.
+            with contextlib.suppress(FileNotFoundError):
+                found.append((facts.stat().st_mtime, facts.parent))
+        return found
 
 
 def copy_extents(extents: Iterable[Extent], target: Path, on_copied: Callable[[int], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,34 @@ def test_same_result_twice_is_one(shelf: Shelf) -> None:
 
     assert kept.path.read_bytes() == bytes(range(4))
     assert len(list(shelf.folder.iterdir())) == 1
+
+
+def test_one_result_is_kept_by_many_at_once(shelf: Shelf) -> None:
+    def keep(number: int) -> bytes:
+        return shelf.keep("a", (0, 50)).path.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        kept = set(pool.map(keep, range(200)))
+
+    assert kept == {bytes(range(50))}
+    assert [path.name for path in shelf.folder.iterdir()] == ["a"]
+
+
+def test_many_results_push_each_other_out_at_once(shelf: Shelf) -> None:
+    def keep(number: int) -> int:
+        return shelf.keep(str(number % 5), (0, 40)).size
+
+    with ThreadPoolExecutor(8) as pool:
+        sizes = set(pool.map(keep, range(200)))
+
+    assert sizes == {40}
+
+
+def test_result_that_has_expired_gives_way_to_a_new_one(shelf: Shelf) -> None:
+    shelf.keep("a", (0, 10))
+    shelf.now += 11
+
+    kept = shelf.keep("a", (0, 10))
+
+    assert kept == shelf.results.find("a")
+    assert kept.expires == 1021
