@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
 from app.ascii_json import AsciiJSONResponse
 from app.security_headers import SECURITY_HEADERS
@@ -30,6 +31,7 @@ STATUSES: Mapping[str, int] = {
     "unknown_parameter": 400,
     "invalid_parameter": 400,
     "malformed_upload": 400,
+    "malformed_range": 400,
     "no_file": 400,
     "several_files": 400,
     "empty_file": 400,
@@ -48,6 +50,7 @@ STATUSES: Mapping[str, int] = {
     "result_expired": 410,
     "too_large": 413,
     "unsupported_encoding": 415,
+    "range_not_satisfiable": 416,
     "not_a_checkpoint": 422,
     "unsafe_pickle": 422,
     "bomb": 422,
@@ -177,7 +180,18 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         message = template.format(method=request.method, path=request.url.path)
     else:
         error_type, message = "bad_request", error.detail
-    return problem(request, ServiceError(error_type, message).to_dict(), headers=error.headers)
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {**(headers or {}), "Allow": ", ".join(_methods_of(request))}
+    return problem(request, ServiceError(error_type, message).to_dict(), headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return every method that the path answers; the router names those of its first route only."""
+    app: FastAPI = request.app
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in there for method in route.methods or ()})
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:

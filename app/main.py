@@ -21,7 +21,7 @@ from app.instance import instance_folder
 from app.jobs.office import check_settings, open_office
 from app.live_metrics import live_metrics
 from app.metrics import Metrics
-from app.openapi import declare_access
+from app.openapi import complete_description
 from app.request_ids import RequestIdMiddleware
 from app.routes import docs, health, inspect, jobs, metrics, migrate, migrations, plan
 from app.sandbox import Sandbox
@@ -81,8 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for resource in (migrate, plan, inspect, jobs, migrations, health, metrics, docs):
         app.include_router(resource.router)
-    if not app.state.access.is_open:
-        declare_access(app)
+    complete_description(app, with_access=not app.state.access.is_open)
     return app
 
 

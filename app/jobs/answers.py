@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import FileResponse
 
 from app.ascii_json import AsciiJSONResponse
 from app.errors import RunFailed, ServiceError
@@ -17,6 +16,7 @@ from app.jobs.job import Job
 from app.jobs.office import JobOffice
 from app.jobs.preferences import read_preferences
 from app.jobs.results import KeptResult
+from app.ranged_file import RangedFile
 from app.responses import FILE_TYPE, JSON_TYPE, ZIP_TYPE, new_extension
 
 # When to look again at a job that has not ended.
@@ -126,7 +126,7 @@ async def answer_result(request: Request, job: Job, office: JobOffice) -> Respon
     }
     if _has_it_already(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return FileResponse(kept.path, headers=headers, media_type=FILE_TYPE)
+    return RangedFile(kept.path, headers=headers, media_type=FILE_TYPE)
 
 
 def raise_without_result(job: Job) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
-
 from fastapi import APIRouter, Request
 
+from app.documents import Liveness, Readiness, Version
 from app.errors import ServiceError
 from app.fingerprint import installed_versions
-from app.openapi import PROBLEMS
+from app.openapi import answers
 from app.readiness import NEEDED, OK, check
 from app.sets import MigrationSets
 
@@ -17,16 +15,18 @@ router = APIRouter()
 
 
 @router.get("/livez", summary="Say that the process answers")
-async def livez() -> dict[str, str]:
+async def livez() -> Liveness:
     return {"status": "alive"}
 
 
 @router.get(
     "/readyz",
-    responses=PROBLEMS,
+    responses=answers(Readiness, "Checkpoints are taken."),
+    # Of the members that may be left out none is there as null.
+    response_model_exclude_unset=True,
     summary="Say whether checkpoints are taken; with ?verbose, each check and each layer of the sandbox",
 )
-async def readyz(request: Request, verbose: str | None = None) -> dict[str, Any]:
+async def readyz(request: Request, verbose: str | None = None) -> Readiness:
     checks = await check(request.app.state)
     wrong = [what for name, what in checks.items() if what != OK and name in NEEDED]
     if wrong:
@@ -37,7 +37,15 @@ async def readyz(request: Request, verbose: str | None = None) -> dict[str, Any]
     return {"status": "ready", "checks": checks, "layers": layers}
 
 
-@router.get("/version", responses=PROBLEMS, summary="Say what is running")
-async def version(request: Request) -> dict[str, Any]:
+@router.get(
+    "/version", responses=answers(Version, "The versions in use."), summary="Say what is running"
+)
+async def version(request: Request) -> Version:
     sets: MigrationSets = request.app.state.sets
-    return {**asdict(installed_versions()), "sets": sets.current.digests()}
+    versions = installed_versions()
+    return {
+        "migrate_ckpt": versions.migrate_ckpt,
+        "python": versions.python,
+        "torch": versions.torch,
+        "sets": sets.current.digests(),
+    }

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from app.ascii_json import AsciiJSONResponse
-from app.openapi import PROBLEMS, takes_checkpoint
+from app.documents import Inspection
+from app.openapi import answers, takes_checkpoint
 from app.runs import run_upload
 from app.scratch import Scratch, new_scratch
 
@@ -16,7 +17,7 @@ router = APIRouter()
 
 @router.post(
     "/inspect",
-    responses=PROBLEMS,
+    responses=answers(Inspection, "What is in the file."),
     openapi_extra=takes_checkpoint(()),
     summary="Say what is in a checkpoint",
 )

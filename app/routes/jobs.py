@@ -12,13 +12,15 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.ascii_json import AsciiJSONResponse
+from app.documents import Job as JobDocument
+from app.documents import JobList
 from app.errors import ServiceError
 from app.jobs.answers import answer_document, answer_result, describe
 from app.jobs.intake import find_office, take_job
 from app.jobs.job import Job, Status
 from app.jobs.office import POLL_SECONDS, JobOffice
 from app.jobs.preferences import read_preferences
-from app.openapi import PROBLEMS, takes_checkpoint
+from app.openapi import BODY_HEADERS, PROBLEMS, answers, takes_checkpoint, takes_headers
 from app.responses import FILE_TYPE
 
 router = APIRouter(prefix="/jobs")
@@ -30,21 +32,39 @@ KEEP_ALIVE_SECONDS = 15.0
 _ACCEPTED: dict[int | str, dict[str, Any]] = {
     202: {
         "description": "The job is stored.",
+        "model": JobDocument,
         "headers": {"Location": {"schema": {"type": "string"}}},
     },
     **PROBLEMS,
 }
+_FILE = {FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+_OF_A_RESULT = {
+    name: {"schema": {"type": "string"}}
+    for name in ("ETag", "Migration-Report", "Content-Disposition")
+}
 _RESULT: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The migrated checkpoint; 206 for a range of it.",
-        "content": {FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    200: {"description": "The migrated checkpoint.", "content": _FILE, "headers": _OF_A_RESULT},
+    206: {
+        "description": "The range that was asked for, or several as parts.",
+        "content": {**_FILE, "multipart/byteranges": {"schema": {"type": "string"}}},
+        "headers": {"Content-Range": {"schema": {"type": "string"}}, **_OF_A_RESULT},
     },
+    304: {"description": "It is there already.", "headers": _OF_A_RESULT},
     **PROBLEMS,
+}
+_EVENT = {
+    "description": "One event; its data is the document as JSON.",
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"const": "status"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
 }
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "An event `status` with the job's document, each time that it has changed.",
-        "content": {EVENTS_TYPE: {"schema": {"type": "string"}}},
+        "content": {EVENTS_TYPE: {"schema": _EVENT}},
     },
     **PROBLEMS,
 }
@@ -55,7 +75,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
     status_code=202,
     response_class=Response,
     responses=_ACCEPTED,
-    openapi_extra=takes_checkpoint(),
+    openapi_extra=takes_checkpoint(headers=("Idempotency-Key", *BODY_HEADERS)),
     summary="Have a checkpoint migrated later",
 )
 async def submit(request: Request) -> Response:
@@ -66,7 +86,7 @@ async def submit(request: Request) -> Response:
     return await answer_document(await take_job(request), office, status=202)
 
 
-@router.get("", responses=PROBLEMS, summary="List the jobs, the newest first")
+@router.get("", responses=answers(JobList, "The jobs."), summary="List the jobs, the newest first")
 async def list_jobs(
     request: Request,
     status: Status | None = None,
@@ -78,7 +98,12 @@ async def list_jobs(
     return AsciiJSONResponse({"jobs": [await describe(job, office) for job in jobs]})
 
 
-@router.get("/{job_id}", responses=PROBLEMS, summary="Say how far a job is (Prefer: wait=N waits)")
+@router.get(
+    "/{job_id}",
+    responses=answers(JobDocument, "The job as it stands."),
+    openapi_extra=takes_headers("Prefer"),
+    summary="Say how far a job is (Prefer: wait=N waits)",
+)
 async def show(request: Request, job_id: str) -> Response:
     office = find_office(request)
     preferences = read_preferences(request.headers.getlist("prefer"))
@@ -86,7 +111,11 @@ async def show(request: Request, job_id: str) -> Response:
     return await answer_document(job, office)
 
 
-@router.delete("/{job_id}", responses=PROBLEMS, summary="Cancel a job, and end its run")
+@router.delete(
+    "/{job_id}",
+    responses=answers(JobDocument, "The job, which has ended or is about to."),
+    summary="Cancel a job, and end its run",
+)
 async def cancel(request: Request, job_id: str) -> Response:
     office = find_office(request)
     return await answer_document(await office.cancel(job_id), office)
@@ -96,6 +125,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     "/{job_id}/result",
     response_class=Response,
     responses=_RESULT,
+    openapi_extra=takes_headers("Range", "If-None-Match"),
     summary="Fetch the migrated checkpoint, or a range of it",
 )
 async def result(request: Request, job_id: str) -> Response:

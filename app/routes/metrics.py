@@ -7,14 +7,19 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.metrics import Metrics
+from app.openapi import PROBLEMS
 
 router = APIRouter()
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The metrics, as text.",
-        "content": {"text/plain": {"schema": {"type": "string"}}},
-    }
+        "content": {
+            "text/plain": {"schema": {"type": "string"}},
+            "application/openmetrics-text": {"schema": {"type": "string"}},
+        },
+    },
+    **PROBLEMS,
 }
 
 

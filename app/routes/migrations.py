@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
-from app.openapi import PROBLEMS
+from app.documents import ListedSet, SetList
+from app.openapi import answers
 from app.sets import MigrationSets
 from migrate_ckpt import MigrationSet
 
 router = APIRouter(prefix="/migrations")
 
 
-@router.get("", responses=PROBLEMS, summary="List the sets of migrations")
-async def list_sets(request: Request) -> dict[str, list[dict[str, Any]]]:
+@router.get("", responses=answers(SetList, "The sets."), summary="List the sets of migrations")
+async def list_sets(request: Request) -> SetList:
     sets: MigrationSets = request.app.state.sets
     return {"sets": [_describe(migration_set) for migration_set in sets.current.sets.values()]}
 
 
-@router.get("/{name}", responses=PROBLEMS, summary="List one set of migrations")
-async def show_set(request: Request, name: str) -> dict[str, Any]:
+@router.get(
+    "/{name}", responses=answers(ListedSet, "The set."), summary="List one set of migrations"
+)
+async def show_set(request: Request, name: str) -> ListedSet:
     sets: MigrationSets = request.app.state.sets
     return _describe(sets.current.find(name))
 
 
-def _describe(migration_set: MigrationSet) -> dict[str, Any]:
+def _describe(migration_set: MigrationSet) -> ListedSet:
     return {
         "set": migration_set.name,
         "set_digest": migration_set.digest,

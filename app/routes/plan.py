@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from app.ascii_json import AsciiJSONResponse
-from app.openapi import PROBLEMS, takes_checkpoint
+from app.documents import Plan
+from app.openapi import answers, takes_checkpoint
 from app.parameters import PLAN_PARAMETERS
 from app.runs import run_upload
 from app.scratch import Scratch, new_scratch
@@ -17,7 +18,9 @@ router = APIRouter()
 
 @router.post(
     "/plan",
-    responses=PROBLEMS,
+    responses=answers(
+        Plan, "What would run, and with `changes=true` what each migration would change."
+    ),
     openapi_extra=takes_checkpoint(PLAN_PARAMETERS),
     summary="Say what would run",
 )

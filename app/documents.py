@@ -1,0 +1,222 @@
+"""The JSON documents that the service answers with, as OpenAPI describes them: each member, and no other."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import NotRequired, TypedDict
+
+from app.jobs.job import Status
+from migrate_ckpt import Policy
+
+_closed = with_config(ConfigDict(extra="forbid"))
+
+
+@_closed
+class Entry(TypedDict):
+    """A tensor, with dtype, shape and size in bytes, or a value, with a short text."""
+
+    path: list[str]
+    kind: str
+    dtype: NotRequired[str]
+    shape: NotRequired[list[int]]
+    nbytes: NotRequired[int]
+    text: NotRequired[str]
+
+
+@_closed
+class Change(TypedDict):
+    """One thing that a migration would change."""
+
+    change: Literal["added", "removed", "changed", "renamed"]
+    before: NotRequired[Entry]
+    after: NotRequired[Entry]
+
+
+@_closed
+class Step(TypedDict):
+    """One migration of a plan; the later members are there where its changes were asked for."""
+
+    name: str
+    title: str
+    digest: str | None
+    state: Literal["applied", "pending", "missed", "unknown", "changed"]
+    will_run: bool
+    changes: NotRequired[list[Change] | None]
+    counts: NotRequired[dict[str, int]]
+    truncated: NotRequired[bool]
+    warnings: NotRequired[list[str]]
+    error: NotRequired[dict[str, Any] | None]
+
+
+# `from` is a keyword.
+Renamed = TypedDict("Renamed", {"from": str, "to": str})
+_closed(Renamed)
+
+
+@_closed
+class Plan(TypedDict):
+    """What a run would do."""
+
+    set: str
+    set_digest: str | None
+    policy: Policy
+    to: str | None
+    applied: list[str]
+    pending: list[str]
+    missed: list[str]
+    unknown: list[str]
+    changed: list[str]
+    to_run: list[str]
+    renamed: list[Renamed]
+    steps: list[Step]
+    warnings: list[str]
+
+
+@_closed
+class FileFacts(TypedDict):
+    """The format and the size, in bytes, of a file; of a result also what was copied from the source as it was."""
+
+    format: str
+    size: int
+    copied_bytes: NotRequired[int]
+
+
+@_closed
+class Report(TypedDict):
+    """What a run did."""
+
+    set: str
+    set_digest: str | None
+    policy: Policy
+    to: str | None
+    ran: list[str]
+    not_applicable: list[str]
+    applied: list[str]
+    pending: list[str]
+    missed: list[str]
+    unknown: list[str]
+    changed: list[str]
+    renamed: list[Renamed]
+    steps: list[Step]
+    warnings: list[str]
+    source: FileFacts | None
+    target: FileFacts | None
+    bytes_verified: bool | None
+    fingerprint: str | None
+
+
+@_closed
+class Inspection(TypedDict):
+    """What is in a file."""
+
+    format: str
+    size: int
+    protocol: int
+    history: list[str] | None
+    history_error: str | None
+    globals: list[str]
+    calls: dict[str, int]
+    hidden_calls: dict[str, int]
+    outline: list[Entry]
+    outline_truncated: bool
+
+
+@_closed
+class ListedMigration(TypedDict):
+    position: int
+    name: str
+    title: str
+    digest: str
+    declared: bool
+
+
+@_closed
+class ListedSet(TypedDict):
+    set: str
+    set_digest: str
+    migrations: list[ListedMigration]
+
+
+@_closed
+class SetList(TypedDict):
+    sets: list[ListedSet]
+
+
+@_closed
+class JobProgress(TypedDict):
+    """In which of its steps a running job is, and how many bytes of that are done."""
+
+    step: str
+    position: int
+    count: int
+    migration: str | None
+    done_bytes: int
+    total_bytes: int | None
+
+
+@_closed
+class JobResult(TypedDict):
+    url: str
+    fingerprint: str
+    size: int
+    expires: str
+
+
+class JobProblem(TypedDict):
+    """Why a job failed: the members of the problem that /migrate would have answered with."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    error_type: str
+    detail: str
+    retryable: bool
+
+
+@_closed
+class Job(TypedDict):
+    """A job as it stands; the times are RFC 3339's, in UTC."""
+
+    id: str
+    status: Status
+    url: str
+    filename: str | None
+    size: int
+    created: str
+    started: str | None
+    ended: str | None
+    queue_position: int | None
+    progress: JobProgress | None
+    report: Report | None
+    result: JobResult | None
+    problem: JobProblem | None
+
+
+@_closed
+class JobList(TypedDict):
+    jobs: list[Job]
+
+
+@_closed
+class Liveness(TypedDict):
+    status: Literal["alive"]
+
+
+@_closed
+class Readiness(TypedDict):
+    """With `verbose` also what each check says, and what each layer of the sandbox consists of."""
+
+    status: Literal["ready"]
+    checks: NotRequired[dict[str, str]]
+    layers: NotRequired[dict[str, str]]
+
+
+@_closed
+class Version(TypedDict):
+    """The versions in use, and the digest of each set of migrations."""
+
+    migrate_ckpt: str
+    python: str
+    torch: str
+    sets: dict[str, str]
