@@ -30,6 +30,13 @@ class Action(Protocol):
             NotInvertible: Nothing does.
         """
 
+    def for_moments(self) -> Action | None:
+        """Return what becomes of what an optimizer keeps for the values; None if that cannot be said.
+
+        One that reads is given tensors of the values' shapes; another one whole states, which are None where there
+        is none, and gives None for what has none.
+        """
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -41,6 +48,9 @@ class Keep:
         return values
 
     def inverse(self, values: Sequence[Any]) -> Action:
+        return self
+
+    def for_moments(self) -> Action:
         return self
 
 
@@ -115,7 +125,7 @@ def _make(state_dict: StateDict, moves: Iterable[Move]) -> dict[str, Any]:
     known: dict[Hashable, Sequence[Any]] = {}
     for move in moves:
         values = [state_dict[key] for key in move.sources]
-        same = (move.action, *map(_identity, values)) if move.action.reads else move
+        same = (move.action, *map(identity, values)) if move.action.reads else move
         if same not in known:
             known[same] = _act(move, values)
         made.update(zip(move.targets, known[same], strict=True))
@@ -129,7 +139,7 @@ def _act(move: Move, values: Sequence[Any]) -> Sequence[Any]:
         raise type(error)(f"{list_keys(move.sources)}: {error}", keys=move.sources) from error
 
 
-def _identity(value: Any) -> Hashable:
+def identity(value: Any) -> Hashable:
     """Tell which memory a tensor shows and how; two with one identity are one tensor."""
     if not is_tensor(value):
         return id(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from migrate_ckpt.errors import NotInvertible, OperationError
@@ -52,6 +52,9 @@ class SplitTensor:
     def inverse(self, values: Sequence[Any]) -> Action:
         return ConcatTensors(self.dim)
 
+    def for_moments(self) -> Action:
+        return replace(self, kinds=None)
+
 
 @dataclass(frozen=True)
 class ConcatTensors:
@@ -79,6 +82,9 @@ class ConcatTensors:
         sizes = tuple(_length(tensor, self.dim) for tensor in tensors)
         return SplitTensor(self.dim, len(values), sizes, tuple(map(_kind, tensors)))
 
+    def for_moments(self) -> Action:
+        return self
+
 
 @dataclass(frozen=True)
 class CastTensor:
@@ -101,6 +107,10 @@ class CastTensor:
             )
         return CastTensor(_name(tensor.dtype))
 
+    def for_moments(self) -> Action:
+        # Moments have a precision of their own, and torch gives them the parameter's when it loads them.
+        return KEEP
+
 
 @dataclass(frozen=True)
 class Discard:
@@ -114,6 +124,9 @@ class Discard:
     def inverse(self, values: Sequence[Any]) -> Action:
         count = sum(map(nbytes, values))
         raise NotInvertible(f"dropped, and {count} bytes with it, so it cannot be put back.")
+
+    def for_moments(self) -> Action:
+        return self
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,9 @@ class MakeTensor:
 
     def inverse(self, values: Sequence[Any]) -> Action:
         return _Unmake()
+
+    def for_moments(self) -> Action:
+        return _BesideNothing()
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,25 @@ class AddBeside:
     def inverse(self, values: Sequence[Any]) -> Action:
         return _Unmake()
 
+    def for_moments(self) -> Action:
+        return _BesideNothing()
+
+
+@dataclass(frozen=True)
+class _BesideNothing:
+    """Keep the values, and have nothing for what was made."""
+
+    reads = False
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        return [*values, None]
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        return _Unmake()
+
+    def for_moments(self) -> Action:
+        return self
+
 
 @dataclass(frozen=True)
 class _Unmake:
@@ -174,6 +209,9 @@ class _Unmake:
 
     def inverse(self, values: Sequence[Any]) -> Action:
         raise NotInvertible("what was made for it is given up.")
+
+    def for_moments(self) -> Action:
+        return self
 
 
 def cast_action(tensor: Any, dtype: str) -> Action:
