@@ -69,6 +69,7 @@ STATUSES: Mapping[str, int] = {
     "incomplete_group": 422,
     "key_collision": 422,
     "not_invertible": 422,
+    "optimizer_not_followed": 422,
     "foreign_object": 422,
     "out_of_memory": 422,
     "too_much_output": 422,

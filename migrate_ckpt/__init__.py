@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import MigrationFailed as MigrationFailed
     from migrate_ckpt.errors import NotInvertible as NotInvertible
     from migrate_ckpt.errors import OperationError as OperationError
+    from migrate_ckpt.errors import OptimizerNotFollowed as OptimizerNotFollowed
     from migrate_ckpt.errors import OrderMismatch as OrderMismatch
     from migrate_ckpt.errors import RefusedGlobals as RefusedGlobals
     from migrate_ckpt.errors import RequirementsNotMet as RequirementsNotMet
@@ -102,6 +103,7 @@ _MODULES = {
         "MigrationFailed",
         "NotInvertible",
         "OperationError",
+        "OptimizerNotFollowed",
         "OrderMismatch",
         "RefusedGlobals",
         "RequirementsNotMet",

@@ -24,7 +24,8 @@ MigrateCkptError
 │   ├── KeysNotFound                it finds none of its keys, or not all it names
 │   ├── IncompleteGroup             some keys of a group are there, others are not
 │   ├── KeyCollision                two things would come to stand under one key
-│   └── NotInvertible               it cannot be undone, because it gave something up
+│   ├── NotInvertible               it cannot be undone, because it gave something up
+│   └── OptimizerNotFollowed        what it does to parameters cannot be done to the optimizer's states
 └── ForeignObjectError (TypeError)  a foreign object was asked for what it cannot answer
 
 HistoryWarning (UserWarning)        what the in-memory functions say instead of refusing
@@ -341,6 +342,12 @@ class NotInvertible(OperationError):
     """The operation gives up something that its result no longer has."""
 
     error_type = "not_invertible"
+
+
+class OptimizerNotFollowed(OperationError):
+    """What is done to parameters cannot be done to the optimizer's states, or not for certain."""
+
+    error_type = "optimizer_not_followed"
 
 
 class ForeignObjectError(MigrateCkptError, TypeError):

@@ -28,7 +28,11 @@ from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.folder import MigrationSet, read_folder, sub_folders
 from migrate_ckpt.migration import Migration
 from migrate_ckpt.migration_file import MigrationFile
-from migrate_ckpt.operations.declared import declared_migration, declared_requirements
+from migrate_ckpt.operations.declared import (
+    declared_migration,
+    declared_requirements,
+    declared_rules,
+)
 
 # A dot would split a file's name into package and module.
 _DOT = "%2E"
@@ -44,7 +48,7 @@ def load_migrations(migration_set: MigrationSet) -> list[Migration]:
 
     Raises:
         InvalidMigrationFile: A file cannot be imported, its `handle` cannot be called, or its
-            `operations` or `requires` are something else.
+            `operations`, `requires` or `optimizer` are something else.
     """
     package = f"_migrate_ckpt_{_hash(migration_set.path)}"
     with _lock:
@@ -78,8 +82,9 @@ def _load(package: str, file: MigrationFile) -> Migration:
             name=file.name,
         ) from error
     requires = getattr(module, "requires", None) if file.has_requirements else None
+    optimizer = getattr(module, "optimizer", None) if file.has_optimizer_rules else None
     if file.is_declared:
-        return declared_migration(file, getattr(module, "operations", None), requires)
+        return declared_migration(file, getattr(module, "operations", None), requires, optimizer)
     handle = getattr(module, "handle", None)
     if not callable(handle):
         raise InvalidMigrationFile(
@@ -88,7 +93,10 @@ def _load(package: str, file: MigrationFile) -> Migration:
             name=file.name,
         )
     requirements = declared_requirements(file, requires)
-    return Migration(file.name, handle, file.title, file.digest, requires=requirements)
+    rules = declared_rules(file, optimizer)
+    return Migration(
+        file.name, handle, file.title, file.digest, requires=requirements, optimizer=rules
+    )
 
 
 class _Finder(MetaPathFinder):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from migrate_ckpt.operations.operation import Operation
     from migrate_ckpt.operations.requirements import Requirement
+    from migrate_ckpt.optimizers.rules import OptimizerRules
 
 CkptType: TypeAlias = MutableMapping[str, Any]
 MigrationCallback: TypeAlias = Callable[[CkptType], CkptType]
@@ -20,7 +21,8 @@ class Migration:
 
     The title and the digest are known for a migration that was read from a file. One that is
     declared has its operations; the callback then applies them. What it requires is checked just
-    before it is applied.
+    before it is applied. The optimizers in a checkpoint follow it by its rules; without any they are
+    left alone.
     """
 
     name: str
@@ -29,3 +31,4 @@ class Migration:
     digest: str | None = None
     operations: tuple[Operation, ...] | None = None
     requires: tuple[Requirement, ...] = ()
+    optimizer: OptimizerRules | None = None

@@ -30,7 +30,7 @@ class MigrationFile:
     """A migration as its file tells of it; the title is the first line of its docstring.
 
     It is declared if it lists its operations, and not if it defines `handle`. It has requirements
-    if it assigns `requires`.
+    if it assigns `requires`, and says how optimizers follow if it assigns `optimizer`.
     """
 
     name: str
@@ -39,6 +39,7 @@ class MigrationFile:
     digest: str
     is_declared: bool = False
     has_requirements: bool = False
+    has_optimizer_rules: bool = False
 
 
 def is_candidate(path: Path) -> bool:
@@ -82,6 +83,7 @@ def read_file(path: Path) -> MigrationFile:
         digest_of_tree(tree),
         is_declared=is_declared,
         has_requirements=_assigns(tree, "requires"),
+        has_optimizer_rules=_assigns(tree, "optimizer"),
     )
 
 

@@ -21,6 +21,8 @@ class Report:
     those after it: each migration of the set is in exactly one of them. `recorded` are migrations
     that did not run because an earlier one of this run wrote their names into the history, and
     `not_applicable` those that did not because they require what this checkpoint does not have.
+    In those in `optimizer_followed` the optimizer's states went with the parameters; after those in
+    `optimizer_not_followed` they may not fit them, as nothing says what became of the parameters.
     `source`, `target`, `bytes_verified` and `fingerprint` are facts of files, known to whoever
     reads and writes them.
     """
@@ -32,6 +34,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     recorded: tuple[str, ...] = ()
     not_applicable: tuple[str, ...] = ()
+    optimizer_followed: tuple[str, ...] = ()
+    optimizer_not_followed: tuple[str, ...] = ()
     source: Mapping[str, Any] | None = None
     target: Mapping[str, Any] | None = None
     bytes_verified: bool | None = None
@@ -74,6 +78,10 @@ class Report:
             "changed": list(self.changed),
             "renamed": [{"from": old, "to": new} for old, new in self.plan.renamed],
             "steps": [step.to_dict() for step in self.plan.steps],
+            "optimizer": {
+                "followed": list(self.optimizer_followed),
+                "not_followed": list(self.optimizer_not_followed),
+            },
             "warnings": list(self.warnings),
             "source": None if self.source is None else dict(self.source),
             "target": None if self.target is None else dict(self.target),

@@ -12,6 +12,9 @@ may do three things to it:
 What a migration requires is checked just before it is applied. Where that is not met, the run ends,
 or the migration is recorded as if it had run, as the requirement says.
 
+The optimizers in a checkpoint follow a migration that says how, or whose operations do; after one that
+does not, the report says that they have not followed.
+
 The history stays where it was found. A new one goes into the `_metadata` of a flat state dict
 and under the key of any other checkpoint; the same choice is made again when migrations turn the
 one kind into the other.
@@ -42,6 +45,7 @@ from migrate_ckpt.report import Report
 if TYPE_CHECKING:
     from migrate_ckpt.operations.operation import Operation
     from migrate_ckpt.operations.requirements import Requirement
+    from migrate_ckpt.optimizers.following import Following, Outcome
 
 OnStep = Callable[[int, int, str], None]
 """Called before each migration with its position, counted from one, their count, its name."""
@@ -96,10 +100,11 @@ class _Run:
         if self._is_recorded_meanwhile(migration.name):
             return
         started = time.perf_counter()
+        outcome = None
         try:
             unmet = _unmet(migration, self.ckpt)
             if not unmet:
-                self.ckpt = _apply(migration, self.ckpt)
+                self.ckpt, outcome = _apply(migration, self.ckpt)
                 self._adopt_history()
         # A migration that calls sys.exit must not end the process that runs it.
         except (Exception, SystemExit) as error:
@@ -109,6 +114,7 @@ class _Run:
             self._pass_over(migration, position, unmet)
         else:
             self._record(migration, time.perf_counter() - started)
+            self._report_optimizer(migration.name, outcome)
 
     def finish(self) -> tuple[CkptType, Report]:
         if self.plan.has_work:
@@ -164,6 +170,20 @@ class _Run:
             self.report,
             ran=(*self.report.ran, migration.name),
             seconds=(*self.report.seconds, seconds),
+        )
+
+    def _report_optimizer(self, name: str, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        followed, not_followed = self.report.optimizer_followed, self.report.optimizer_not_followed
+        sentences = [f"{name}: {sentence}" for sentence in outcome.warnings]
+        self.report = replace(
+            self.report,
+            optimizer_followed=(*followed, name) if outcome.is_followed is True else followed,
+            optimizer_not_followed=(
+                (*not_followed, name) if outcome.is_followed is False else not_followed
+            ),
+            warnings=(*self.report.warnings, *sentences),
         )
 
     def _add_to_history(self, migration: Migration) -> None:
@@ -223,24 +243,28 @@ def _unmet(migration: Migration, ckpt: CkptType) -> list[tuple[Requirement, str]
     return [(requirement, sentence) for requirement, sentence in found if sentence is not None]
 
 
-def _apply(migration: Migration, ckpt: CkptType) -> CkptType:
+def _apply(migration: Migration, ckpt: CkptType) -> tuple[CkptType, Outcome | None]:
+    rules = migration.optimizer
+    following = None if rules is None else rules.begin(ckpt, migration.operations)
     if migration.operations is None:
         result: object = migration.callback(ckpt)
     else:
-        result = _apply_operations(migration.operations, ckpt)
+        result = _apply_operations(migration.operations, ckpt, following)
     if result is None:
         raise _BadResult("it returned nothing. End it with `return ckpt`.")
     if not isinstance(result, MutableMapping):
         raise _BadResult(
             f"it returned a {type(result).__name__}, and a checkpoint is a mutable mapping."
         )
-    return result
+    return result, None if following is None else following.finish(result)
 
 
-def _apply_operations(operations: Sequence[Operation], ckpt: CkptType) -> CkptType:
+def _apply_operations(
+    operations: Sequence[Operation], ckpt: CkptType, following: Following | None
+) -> CkptType:
     for position, operation in enumerate(operations, 1):
         try:
-            ckpt = operation(ckpt)
+            ckpt = operation(ckpt) if following is None else following.apply(operation, ckpt)
         except Exception as error:
             raise _OperationFailed(
                 f"its operation {position} of {len(operations)}, {operation}: {_describe(error)}"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.operations.values import set_value as set_value
     from migrate_ckpt.operations.wrapping import unwrap as unwrap
     from migrate_ckpt.operations.wrapping import wrap as wrap
+    from migrate_ckpt.optimizers.declaration import follow as follow
 
 _MODULES = {
     "classes": ("rename_class",),
@@ -65,6 +66,7 @@ _MODULES = {
         "unwrap",
         "wrap",
     ),
+    ".optimizers.declaration": ("follow",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -74,7 +76,7 @@ __all__ = sorted(_MODULE_OF)
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 

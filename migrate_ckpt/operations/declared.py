@@ -1,4 +1,4 @@
-"""What a migration file declares: operations in place of a function, and what it requires."""
+"""What a migration file declares: operations in place of a function, what it requires, how optimizers follow."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.migration_file import MigrationFile
 from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.requirements import Requirement
+from migrate_ckpt.optimizers.declaration import Follow
+from migrate_ckpt.optimizers.rules import OptimizerRules
 
 
-def declared_migration(file: MigrationFile, operations: Any, requires: Any) -> Migration:
+def declared_migration(
+    file: MigrationFile, operations: Any, requires: Any, optimizer: Any = None
+) -> Migration:
     """Return the migration of a file, given what it has as `operations`.
 
     Raises:
@@ -34,6 +38,7 @@ def declared_migration(file: MigrationFile, operations: Any, requires: Any) -> M
         file.digest,
         operations=listed,
         requires=declared_requirements(file, requires),
+        optimizer=declared_rules(file, optimizer),
     )
 
 
@@ -54,6 +59,33 @@ def declared_requirements(file: MigrationFile, requires: Any) -> tuple[Requireme
             name=file.name,
         )
     return listed
+
+
+def declared_rules(file: MigrationFile, optimizer: Any) -> OptimizerRules:
+    """Return what a file has as `optimizer`: one `follow(...)`, a list of them, or None for none.
+
+    Raises:
+        InvalidMigrationFile: It is something else, two are for one optimizer, or operations have renames beside them.
+    """
+    if optimizer is None:
+        return OptimizerRules()
+    listed = tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
+    what = None
+    if not all(isinstance(item, Follow) for item in listed):
+        what = (
+            'must be a `follow(...)` or a list of them, as in `optimizer = follow(states="drop")`'
+        )
+    elif len({item.path for item in listed}) < len(listed):
+        what = "has two declarations for one optimizer: give each a path"
+    elif file.is_declared and any(item.renames is not None for item in listed):
+        what = (
+            "has `renames`, which are for a file with `handle`: its operations say what they rename"
+        )
+    if what is not None:
+        raise InvalidMigrationFile(
+            f"The `optimizer` of {file.path.name} {what}.", path=file.path, name=file.name
+        )
+    return OptimizerRules(listed)
 
 
 def apply_operations(operations: tuple[Operation, ...], ckpt: CkptType) -> CkptType:

@@ -62,6 +62,7 @@ class TestDict:
             "unknown": [],
             "changed": [],
             "renamed": [],
+            "optimizer": {"followed": [], "not_followed": []},
             "warnings": [],
             "source": {"size": 1},
             "target": None,
