@@ -42,12 +42,17 @@ class _Failure(Exception):
         return self._facts
 
 
-def run(request: RunRequest, on_step: OnStep) -> None:
-    """Do what is asked and write the outcome: {"result": …} or {"error": …}, and its "timings"."""
+def run(request: RunRequest, on_step: OnStep, source: int | None = None) -> None:
+    """Do what is asked and write the outcome: {"result": …} or {"error": …}, and its "timings".
+
+    The checkpoint is the upload in the scratch folder, or the open file.
+    """
     timeline = Timeline()
     outcome: dict[str, Any]
     try:
-        outcome = {"result": _ACTIONS[request.action](request, on_step, timeline)}
+        outcome = {
+            "result": _ACTIONS[request.action](_source(request, source), request, on_step, timeline)
+        }
     except (MigrateCkptError, _Failure) as error:
         if isinstance(error, MigrationFailed):
             timeline.take(error.report)
@@ -72,13 +77,15 @@ def _classify(error: Exception) -> _Failure:
     return _Failure("internal", message, retryable=True)
 
 
-def _migrate(request: RunRequest, on_step: OnStep, timeline: Timeline) -> dict[str, Any]:
+def _migrate(
+    source: Path | int, request: RunRequest, on_step: OnStep, timeline: Timeline
+) -> dict[str, Any]:
     def begin_step(position: int, count: int, name: str) -> None:
         timeline.begin("migration", name)
         on_step(position, count, name)
 
     options = _options(request)
-    with run_file(_source(request), _set(request), **options, on_step=begin_step) as done:
+    with run_file(source, _set(request), **options, on_step=begin_step) as done:
         timeline.take(done.report)
         timeline.begin("write")
         pieces = spill(done.pieces, Path(request.scratch_folder) / NEW_BYTES_NAME)
@@ -86,18 +93,20 @@ def _migrate(request: RunRequest, on_step: OnStep, timeline: Timeline) -> dict[s
         return {"report": report.to_dict(), "header": report.to_header(), "pieces": pieces}
 
 
-def _plan(request: RunRequest, on_step: OnStep, timeline: Timeline) -> dict[str, Any]:
+def _plan(
+    source: Path | int, request: RunRequest, on_step: OnStep, timeline: Timeline
+) -> dict[str, Any]:
     options = _options(request)
-    return plan_file(
-        _source(request), _set(request), with_changes=request.changes, **options
-    ).to_dict()
+    return plan_file(source, _set(request), with_changes=request.changes, **options).to_dict()
 
 
-def _inspect(request: RunRequest, on_step: OnStep, timeline: Timeline) -> dict[str, Any]:
-    return inspect_file(_source(request)).to_dict()
+def _inspect(
+    source: Path | int, request: RunRequest, on_step: OnStep, timeline: Timeline
+) -> dict[str, Any]:
+    return inspect_file(source).to_dict()
 
 
-_ACTIONS: dict[str, Callable[[RunRequest, OnStep, Timeline], dict[str, Any]]] = {
+_ACTIONS: dict[str, Callable[[Path | int, RunRequest, OnStep, Timeline], dict[str, Any]]] = {
     "migrate": _migrate,
     "plan": _plan,
     "inspect": _inspect,
@@ -138,8 +147,8 @@ def _options(request: RunRequest) -> _Options:
     }
 
 
-def _source(request: RunRequest) -> Path:
-    return Path(request.scratch_folder) / UPLOAD_NAME
+def _source(request: RunRequest, opened: int | None) -> Path | int:
+    return Path(request.scratch_folder) / UPLOAD_NAME if opened is None else opened
 
 
 def _set(request: RunRequest) -> MigrationSet:

@@ -71,7 +71,7 @@ def confine(
     migrations_folder: str,
     parent_pid: int,
     output: int,
-    keep: int,
+    keep: Iterable[int],
     written_bytes: int,
 ) -> None:
     """Make this process fit to run a migration in.
@@ -82,7 +82,7 @@ def confine(
         migrations_folder: can be read; an empty one is none.
         parent_pid: whose death is this process's death too.
         output: the descriptor that everything printed goes to.
-        keep: the one other descriptor that stays open.
+        keep: the other descriptors that stay open.
         written_bytes: how large no file may become.
 
     Raises:
@@ -91,7 +91,7 @@ def confine(
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _keep_descriptors(output, {keep, *confinement.readable})
+    _keep_descriptors(output, {*keep, *confinement.readable})
     os.chdir(scratch_folder)
     os.environ.update(HOME=str(scratch_folder), TMPDIR=str(scratch_folder))
     tempfile.tempdir = None
@@ -161,8 +161,10 @@ def _open_existing(paths: Iterable[str]) -> list[int]:
 
 def _hand_over_scratch(uid: int) -> None:
     """Give the working directory to this user; the upload in it can be read and not changed."""
-    os.chown(UPLOAD_NAME, -1, uid)
-    os.chmod(UPLOAD_NAME, 0o640)
+    # There is none where the run was given an open file.
+    if os.path.exists(UPLOAD_NAME):
+        os.chown(UPLOAD_NAME, -1, uid)
+        os.chmod(UPLOAD_NAME, 0o640)
     os.chown(".", uid, uid)
 
 

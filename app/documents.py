@@ -176,13 +176,19 @@ class JobProblem(TypedDict):
 
 @_closed
 class Job(TypedDict):
-    """A job as it stands; the times are RFC 3339's, in UTC."""
+    """A job as it stands; the times are RFC 3339's, in UTC.
+
+    Of a checkpoint that lies elsewhere `source` says where, and its size is known when it has been migrated. With a
+    `destination` the result is there, and `result` is null.
+    """
 
     id: str
     status: Status
     url: str
     filename: str | None
-    size: int
+    size: int | None
+    source: str | None
+    destination: str | None
     created: str
     started: str | None
     ended: str | None

@@ -62,8 +62,16 @@ class ForkedRun:
     output: bytearray = field(default_factory=bytearray)
 
     @classmethod
-    def start(cls, channel: socket.socket, limits: Limits, confinement: Confinement) -> ForkedRun:
+    def start(
+        cls,
+        channel: socket.socket,
+        source: int | None,
+        limits: Limits,
+        confinement: Confinement,
+    ) -> ForkedRun:
         """Fork a child for the request that lies on the channel.
+
+        The checkpoint is this open file, or the upload in the scratch folder.
 
         Raises:
             OSError: there is no process, or no descriptor, to be had.
@@ -71,7 +79,7 @@ class ForkedRun:
         """
         request = RunRequest(**json.loads(channel.recv(MAX_REQUEST_BYTES)))
         folder = Path(request.scratch_folder)
-        written_bytes = limits.written_bytes((folder / UPLOAD_NAME).stat().st_size)
+        written_bytes = limits.written_bytes(os.stat(source or folder / UPLOAD_NAME).st_size)
         parent_pid = os.getpid()
         read_end, write_end = os.pipe()
         try:
@@ -81,7 +89,7 @@ class ForkedRun:
             os.close(write_end)
             raise
         if pid == 0:
-            _be_child(request, channel, write_end, parent_pid, written_bytes, confinement)
+            _be_child(request, source, channel, write_end, parent_pid, written_bytes, confinement)
         os.close(write_end)
         os.set_blocking(read_end, False)
         return cls(pid, channel, read_end, limits, folder, written_bytes)
@@ -159,6 +167,7 @@ class ForkedRun:
 
 def _be_child(
     request: RunRequest,
+    source: int | None,
     channel: socket.socket,
     output: int,
     parent_pid: int,
@@ -178,13 +187,13 @@ def _be_child(
             migrations_folder=request.migrations_folder,
             parent_pid=parent_pid,
             output=output,
-            keep=channel.fileno(),
+            keep=[channel.fileno(), *([] if source is None else [source])],
             written_bytes=written_bytes,
         )
         # Not before there is a process for it: the web process imports this module, too.
         from app.child import run
 
-        run(request, on_step)
+        run(request, on_step, source)
         status = DONE_STATUS
     except BaseException:
         # SystemExit among them: a migration that ends the process has no result.

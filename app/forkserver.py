@@ -80,17 +80,21 @@ class ForkServer:
 
     def _accept(self) -> bool:
         """Start the run that has arrived; False when there will be no more."""
-        data, descriptors, _, _ = socket.recv_fds(self._control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        data, descriptors, _, _ = socket.recv_fds(self._control, 1, 2, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
         channel = socket.socket(fileno=descriptors[0])
+        source = descriptors[1] if len(descriptors) > 1 else None
         try:
-            run = ForkedRun.start(channel, self._limits, self._confinement)
+            run = ForkedRun.start(channel, source, self._limits, self._confinement)
         except (OSError, ValueError):
             # The closed channel says that the run never was.
             traceback.print_exc()
             channel.close()
             return True
+        finally:
+            if source is not None:
+                os.close(source)
         self._runs[run.pid] = run
         self._poll.register(run.channel, select.POLLIN)
         self._poll.register(run.output_descriptor, select.POLLIN)

@@ -78,17 +78,18 @@ class ForkServerProcess:
     def is_alive(self) -> bool:
         return self._process.returncode is None
 
-    def begin(self, request: RunRequest) -> socket.socket:
-        """Send a run and return our end of its channel.
+    def begin(self, request: RunRequest, source: int | None = None) -> socket.socket:
+        """Send a run, with the open file that it is about where that is not its upload; return our end of its channel.
 
         Raises:
             ServiceError: the fork server has died.
         """
         ours, theirs = socket.socketpair()
+        sources = [] if source is None else [source]
         with theirs:
             try:
                 ours.sendall(json.dumps(asdict(request)).encode("ascii"))
-                socket.send_fds(self._control, [b"+"], [theirs.fileno()])
+                socket.send_fds(self._control, [b"+"], [theirs.fileno(), *sources])
             except OSError as error:
                 ours.close()
                 message = "The fork server has died; the next run starts another."

@@ -188,7 +188,7 @@ def _look_from_inside(confinement: Confinement, folder: Path, *, parent_pid: int
         migrations_folder=str(folder / _MIGRATIONS_NAME),
         parent_pid=parent_pid,
         output=1,
-        keep=1,
+        keep=[1],
         written_bytes=ROOM_BYTES,
     )
     _do_what_runs_do(folder / _MIGRATIONS_NAME)

@@ -106,13 +106,18 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": PROBLEM, "5XX": PROBLEM}
 
 
 def takes_checkpoint(
-    parameters: Collection[str] = RUN_PARAMETERS, *, headers: Iterable[str] = BODY_HEADERS
+    parameters: Collection[str] = RUN_PARAMETERS,
+    *,
+    headers: Iterable[str] = BODY_HEADERS,
+    order: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the part of an operation that says which body and which parameters it takes."""
     content: dict[str, Any] = {
         "application/octet-stream": {"schema": _BYTES},
         "multipart/form-data": {"schema": _form(parameters)},
     }
+    if order is not None:
+        content["application/json"] = {"schema": order}
     in_query = [{"name": name, "in": "query", **_PARAMETERS[name]} for name in parameters]
     return {
         "parameters": [*in_query, *takes_headers(*headers)["parameters"]],

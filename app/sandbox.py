@@ -95,6 +95,7 @@ class Sandbox:
         label: str,
         on_step: OnStep = lambda *_: None,
         facts: RunFacts | None = None,
+        source: int | None = None,
     ) -> None:
         """Have one run done; its outcome then lies in its scratch folder. Cancelling this kills it.
 
@@ -103,6 +104,7 @@ class Sandbox:
             label: what the log calls the run.
             on_step: is told position, count and name of each migration that begins.
             facts: learn how much memory it held.
+            source: the checkpoint as an open file, where it is not the upload in the scratch folder.
 
         Raises:
             RunFailed: a limit was reached, or the process ended without an outcome.
@@ -110,7 +112,7 @@ class Sandbox:
         server = await self.start()
         following = _Following(on_step)
         try:
-            end = await following.to_the_end(server.begin(request))
+            end = await following.to_the_end(server.begin(request, source))
         except asyncio.CancelledError:
             logger.warning("run %s: The run was cancelled%s.", label, following.end.where)
             raise

@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterable
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.linux import total_memory_bytes
 from app.logs import LogFormat, LogLevel
+from app.storage.locations import InvalidLocation, parse_folder
 from migrate_ckpt import read_allowed_globals
 
 if TYPE_CHECKING:
@@ -102,6 +104,16 @@ class Settings(BaseSettings):
         gt=0,
         description="What all kept results may take of the disk; the oldest go first.",
     )
+    allowed_sources: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="The folders, buckets and hosts that jobs may fetch checkpoints from."
+    )
+    allowed_destinations: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="The folders and buckets that jobs may write results to."
+    )
+    allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="The networks, beside public ones, that the service may connect to for a job.",
+    )
     policy: Literal["skip-missed", "strict", "run-missed"] = Field(
         "skip-missed", description="What becomes of missed migrations where a request does not say."
     )
@@ -147,10 +159,26 @@ class Settings(BaseSettings):
             return None
         return read_allowed_globals(self.allowed_globals_file.read_text(encoding="utf-8"))
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator(
+        "cors_origins",
+        "allowed_sources",
+        "allowed_destinations",
+        "allowed_networks",
+        mode="before",
+    )
     @classmethod
-    def _split(cls, origins: object) -> object:
-        return origins.replace(",", " ").split() if isinstance(origins, str) else origins
+    def _split(cls, texts: object) -> object:
+        return texts.replace(",", " ").split() if isinstance(texts, str) else texts
+
+    @field_validator("allowed_sources", "allowed_destinations")
+    @classmethod
+    def _are_folders(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            try:
+                parse_folder(text)
+            except InvalidLocation as error:
+                raise ValueError(f"{text} is no folder, bucket or host: {error}") from error
+        return texts
 
     @field_validator("cors_origins")
     @classmethod

@@ -58,7 +58,7 @@ def declared_bytes(request: Request, *, max_bytes: int) -> int | None:
         return None
     kind, _ = _content_type(request)
     if int(length) > max_bytes + (OVERHEAD_BYTES if kind == FORM_TYPE else 0):
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     return int(length)
 
 
@@ -139,7 +139,7 @@ async def _read_form(
         async for chunk in chunks:
             left -= len(chunk)
             if left < 0:
-                raise _too_large(writer.max_bytes)
+                raise too_large(writer.max_bytes)
             parser.write(chunk)
             await writer.write_full_batch()
     except FormParserError as error:
@@ -164,7 +164,7 @@ class FileWriter:
         """Take a chunk, which must not change any more."""
         self.size += len(chunk)
         if self.size > self.max_bytes:
-            raise _too_large(self.max_bytes)
+            raise too_large(self.max_bytes)
         self._batch.append(chunk)
         self._batch_bytes += len(chunk)
 
@@ -197,6 +197,7 @@ class FileWriter:
             raise
 
 
-def _too_large(max_bytes: int) -> ServiceError:
+def too_large(max_bytes: int) -> ServiceError:
+    """Return the refusal of a checkpoint that is larger than this service takes."""
     message = f"The checkpoint is larger than the {max_bytes} bytes that this service takes."
     return ServiceError("too_large", message, max_upload_bytes=max_bytes)

@@ -1,7 +1,7 @@
 """Checkpoints in files: read, plan, migrate, write, look into.
 
 The format is decided by content. A file is written beside its target, flushed and renamed, so there is never half a
-file, and source and target may be the same path.
+file, and source and target may be the same path. A file that is only read may be given as an open descriptor, too.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_checkpoint(ckpt: CkptType, path: str | os.PathLike[str]) -> None:
 
 
 def plan_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     migrations: MigrationSet,
     *,
     with_changes: bool = False,
@@ -122,7 +122,7 @@ def is_migrated(
 
 
 def run_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     migrations: MigrationSet,
     *,
     on_step: OnStep | None = None,
@@ -190,7 +190,7 @@ def stamp_file(
     return read_history(ckpt).names
 
 
-def inspect_file(path: str | os.PathLike[str]) -> Inspection:
+def inspect_file(path: str | os.PathLike[str] | int) -> Inspection:
     """What is in a file: format, history, outline, and every global and call that its pickle names.
 
     Raises:
@@ -204,7 +204,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
 
 
 def _start(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     migrations: MigrationSet,
     on_step: OnStep | None,
     options: RunKeywords,

@@ -18,6 +18,7 @@ from app.jobs.preferences import read_preferences
 from app.jobs.results import KeptResult
 from app.ranged_file import RangedFile
 from app.responses import FILE_TYPE, JSON_TYPE, ZIP_TYPE, new_extension
+from app.storage.locations import parse_location
 
 # When to look again at a job that has not ended.
 RETRY_AFTER_SECONDS = 1
@@ -25,13 +26,15 @@ RETRY_AFTER_SECONDS = 1
 
 async def describe(job: Job, office: JobOffice) -> dict[str, Any]:
     """Return the document of a job."""
-    kept = await office.result(job)
+    kept = None if job.request.destination else await office.result(job)
     return {
         "id": job.id,
         "status": job.status,
         "url": f"/jobs/{job.id}",
         "filename": job.request.filename,
-        "size": job.request.size,
+        "size": _size(job),
+        "source": job.request.source and _shown(job.request.source),
+        "destination": job.request.destination and _shown(job.request.destination),
         "created": _date(job.created),
         "started": _date(job.started),
         "ended": _date(job.ended),
@@ -41,6 +44,18 @@ async def describe(job: Job, office: JobOffice) -> dict[str, Any]:
         "result": kept and _describe_result(job, kept),
         "problem": job.problem and _describe_problem(job.problem),
     }
+
+
+def _size(job: Job) -> int | None:
+    if job.request.size is not None or job.outcome is None:
+        return job.request.size
+    size: int = job.outcome["report"]["source"]["size"]
+    return size
+
+
+def _shown(url: str) -> str:
+    """Return a URL without its query, which may hold a signature."""
+    return str(parse_location(url))
 
 
 def _describe_result(job: Job, kept: KeptResult) -> dict[str, Any]:
@@ -114,6 +129,9 @@ async def answer_result(request: Request, job: Job, office: JobOffice) -> Respon
         ServiceError: there is none: the job failed, has not ended, or its result has expired.
     """
     raise_without_result(job)
+    if job.request.destination is not None:
+        message = f"The result of this job was written to {_shown(job.request.destination)}."
+        raise ServiceError("result_delivered", message)
     kept = await office.result(job)
     if kept is None:
         message = "The result of this job has expired; send the checkpoint again."

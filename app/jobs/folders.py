@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.copying import flush
 from app.run_request import UPLOAD_NAME
 from app.scratch import remove_tree
 from app.settings import PREFIX, SettingsError
@@ -43,13 +44,20 @@ class JobFolders:
     def upload(self, job_id: str) -> Path:
         return self._jobs / job_id / UPLOAD_NAME
 
-    def begin_run(self, job_id: str, scratch_root: Path) -> Path:
-        """Return a new folder of the scratch with the upload in it, for one run.
+    def new_upload(self, job_id: str) -> Path:
+        """Return where the checkpoint of a job is to be written that lies elsewhere."""
+        (self._jobs / job_id).mkdir(mode=0o700, exist_ok=True)
+        return self.upload(job_id)
+
+    def begin_run(self, job_id: str, scratch_root: Path, *, with_upload: bool = True) -> Path:
+        """Return a new folder of the scratch for one run, with the upload in it unless it needs none.
 
         Raises:
             FileNotFoundError: the job has no upload any more.
         """
         run = Path(tempfile.mkdtemp(prefix="run-", dir=scratch_root))
+        if not with_upload:
+            return run
         try:
             # A second name: what a run does to the names in its folder leaves the first as it is.
             os.link(self.upload(job_id), run / UPLOAD_NAME)
@@ -93,14 +101,5 @@ def sole_user(data_folder: Path) -> Iterator[None]:
         raise SettingsError(message) from error
     try:
         yield
-    finally:
-        os.close(descriptor)
-
-
-def flush(path: Path) -> None:
-    """Have the disk keep what is in this file or folder."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -54,7 +54,7 @@ async def take_job(request: Request, *, filename: str | None = None) -> Job:
     refuse_unknown(request.query_params.keys(), RUN_PARAMETERS)
     query = request.query_params.multi_items()
     sets.current.find(read_parameters(query).set)
-    job_id = _job_id(request)
+    job_id = new_job_id(request)
     declared = declared_bytes(request, max_bytes=request.app.state.settings.max_upload_bytes)
     _refuse_full_disk(office, declared)
     with admission.place(declared) as place:
@@ -71,7 +71,7 @@ async def take_job(request: Request, *, filename: str | None = None) -> Job:
             scratch.remove()
 
 
-def _job_id(request: Request) -> str:
+def new_job_id(request: Request) -> str:
     """Return the id for a new job, which is the same for the same key of the same client."""
     key = read_idempotency_key(request.headers.get("idempotency-key"))
     if key is None:

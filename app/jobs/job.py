@@ -13,13 +13,27 @@ Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What was asked for; plain data, it is stored as JSON."""
+    """What was asked for; plain data, it is stored as JSON.
+
+    Attributes:
+        id: the job's.
+        filename: what the checkpoint is called, if anything.
+        size: of the upload in bytes; None where the checkpoint lies elsewhere.
+        digest: the SHA-256 of the upload, in hex; empty where the checkpoint lies elsewhere.
+        parameters: what the run is told.
+        source: the URL of the checkpoint, where it is not an upload.
+        destination: the URL to write the result to, where it is not kept here.
+        overwrite: whether what is at the destination may be replaced.
+    """
 
     id: str
     filename: str | None
-    size: int
+    size: int | None
     digest: str
     parameters: RunParameters
+    source: str | None = None
+    destination: str | None = None
+    overwrite: bool = False
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> JobRequest:
@@ -30,7 +44,12 @@ class JobRequest:
 
     def is_same_work(self, other: JobRequest) -> bool:
         """Return whether the other asks for the same of the same bytes, whatever they are called."""
-        return (self.digest, self.parameters) == (other.digest, other.parameters)
+        return self._work == other._work
+
+    @property
+    def _work(self) -> tuple[object, ...]:
+        where = (self.source, self.destination, self.overwrite)
+        return (self.digest, *where, self.parameters)
 
 
 @dataclass(frozen=True, slots=True)

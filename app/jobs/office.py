@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.admission import Admission
 from app.errors import ServiceError
@@ -17,10 +18,12 @@ from app.jobs.engine import JobEngine
 from app.jobs.folders import JobFolders, sole_user
 from app.jobs.job import Job, JobRequest
 from app.jobs.results import KeptResult, Results
-from app.jobs.work import MigrationWork
 from app.sandbox import Sandbox
 from app.sets import MigrationSets
 from app.settings import PREFIX, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from app.storage.transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class JobOffice:
         engine: JobEngine,
         folders: JobFolders,
         results: Results,
+        transfers: Transfers,
         *,
         is_stopping: Callable[[], bool],
     ) -> None:
@@ -44,9 +48,10 @@ class JobOffice:
         self.engine = engine
         self.folders = folders
         self.results = results
+        self.transfers = transfers
         self._accepting = asyncio.Lock()
 
-    async def accept(self, request: JobRequest, upload: Path) -> Job:
+    async def accept(self, request: JobRequest, upload: Path | None = None) -> Job:
         """Store a job, and return it; or the one that has this id already and asks for the same.
 
         Raises:
@@ -55,8 +60,9 @@ class JobOffice:
         async with self._accepting:
             job = await self.engine.status(request.id)
             if job is None:
-                # First the file, then the job: no job is without its file.
-                await asyncio.to_thread(self.folders.accept, upload, request.id)
+                if upload is not None:
+                    # First the file, then the job: no job is without its file.
+                    await asyncio.to_thread(self.folders.accept, upload, request.id)
                 job = await self.engine.submit(request)
         if not job.request.is_same_work(request):
             message = "This Idempotency-Key was used with another checkpoint or other parameters."
@@ -155,6 +161,8 @@ async def open_office(
         return
     # Loaded only here: it takes two seconds, and not every service has it.
     from app.jobs.dbos_engine import DbosEngine
+    from app.jobs.work import MigrationWork
+    from app.storage.transfers import Transfers
 
     with sole_user(settings.data_folder):
         folders = JobFolders(settings.data_folder)
@@ -163,6 +171,7 @@ async def open_office(
             ttl_seconds=settings.result_ttl_seconds,
             max_bytes=settings.max_result_bytes,
         )
+        transfers = Transfers.from_settings(settings)
         work = MigrationWork(
             settings=settings,
             sets=sets,
@@ -170,13 +179,16 @@ async def open_office(
             admission=admission,
             folders=folders,
             results=results,
+            transfers=transfers,
             scratch_root=scratch_root,
         )
         engine = DbosEngine(
             f"sqlite:///{settings.data_folder / 'jobs.sqlite'}",
             concurrency=settings.max_concurrent_runs,
         )
-        office = JobOffice(engine, folders, results, is_stopping=lambda: admission.is_stopping)
+        office = JobOffice(
+            engine, folders, results, transfers, is_stopping=lambda: admission.is_stopping
+        )
         async with engine.run_worker(work):
             sweeping = asyncio.create_task(office.keep_sweeping())
             try:

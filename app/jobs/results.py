@@ -6,7 +6,6 @@ A result is a folder that appears whole, by a rename, or not at all. Its age is 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -18,18 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.copying import FULL, copy_extents, flush
 from app.errors import ServiceError
-from app.jobs.folders import flush
 from app.responses import Extent
 
 CHECKPOINT_NAME = "checkpoint"
 FACTS_NAME = "result.json"
-
-# So much is copied between two looks whether to go on.
-COPY_BYTES = 64 * 2**20
-# The kernel does not copy between these two files by itself.
-_NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +101,7 @@ class Results:
             copy_extents(extents, building / CHECKPOINT_NAME, on_copied)
             return self._publish(building, fingerprint, facts)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             message = "There was no room for the result on the service's disk."
             raise ServiceError("no_space", message, retryable=True) from error
@@ -169,36 +162,6 @@ class Results:
             with contextlib.suppress(FileNotFoundError):
                 found.append((facts.stat().st_mtime, facts.parent))
         return found
-
-
-def copy_extents(extents: Iterable[Extent], target: Path, on_copied: Callable[[int], None]) -> None:
-    """Write these bytes to a new file, the kernel copying where it can, and have the disk keep it.
-
-    Raises:
-        EOFError: a file is shorter than its extents say.
-    """
-    copied = 0
-    with target.open("xb", buffering=0) as file:
-        for extent in extents:
-            done = 0
-            while done < extent.count:
-                count = min(extent.count - done, COPY_BYTES)
-                moved = _copy(extent.descriptor, file.fileno(), count, extent.offset + done)
-                if not moved:
-                    raise EOFError(f"{extent.count - done} bytes are missing")
-                done += moved
-                copied += moved
-                on_copied(copied)
-        os.fsync(file.fileno())
-
-
-def _copy(source: int, target: int, count: int, offset: int) -> int:
-    try:
-        return os.copy_file_range(source, target, count, offset_src=offset)
-    except OSError as error:
-        if error.errno not in _NOT_BY_KERNEL:
-            raise
-    return os.write(target, os.pread(source, min(count, 2**20), offset))
 
 
 def _size(folder: Path) -> int:

@@ -1,32 +1,41 @@
-"""What is done for a job: its upload is migrated in the sandbox, and the result is put among those that are kept."""
+"""What is done for a job: its checkpoint is fetched, migrated in the sandbox, and the result kept or delivered."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.admission import Admission
+from app.copying import Tell
 from app.errors import RunFailed, ServiceError
 from app.jobs.engine import Say, Step
 from app.jobs.folders import JobFolders
 from app.jobs.job import JobRequest, Progress
 from app.jobs.results import KeptResult, Results
 from app.responses import Extent
-from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, RunRequest
+from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, UPLOAD_NAME, RunRequest
 from app.runs import read_outcome, with_migrations
 from app.sandbox import Sandbox
 from app.scratch import open_left_file, remove_tree
 from app.sets import MigrationSets
 from app.settings import Settings
+from app.storage.local_files import open_file, refuse_changed
+from app.storage.locations import Location
+from app.storage.transfers import Transfers
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DIGEST_BYTES = 4 * 2**20
 
 # What is no fault of the checkpoint or of a migration may be gone a moment later.
 WORTH_ANOTHER_TRY = ("sandbox_lost", "no_space")
@@ -49,6 +58,7 @@ class MigrationWork:
         admission: Admission,
         folders: JobFolders,
         results: Results,
+        transfers: Transfers,
         scratch_root: Path,
     ) -> None:
         self._settings = settings
@@ -57,11 +67,49 @@ class MigrationWork:
         self._admission = admission
         self._folders = folders
         self._results = results
+        self._transfers = transfers
         self._scratch_root = scratch_root
-        self.steps: Mapping[str, Step] = {"migrate": self._migrate, "store": self._store}
+        self.steps: Mapping[str, Step] = {
+            "fetch": self._fetch,
+            "migrate": self._migrate,
+            "store": self._store,
+        }
 
     async def end(self, request: JobRequest) -> None:
         await asyncio.to_thread(self._folders.remove, request.id)
+
+    async def _fetch(
+        self, request: JobRequest, before: Mapping[str, Any], say: Say
+    ) -> dict[str, Any]:
+        """Have the checkpoint on a disk of this machine; say how large it is, and what its SHA-256 is."""
+        if request.source is None:
+            return {"size": request.size, "digest": request.digest}
+        source, _ = self._transfers.parse(request.source, request.destination)
+        progress = Progress("fetch", 1, len(self.steps))
+        if source.scheme == "file":
+            return await self._look_at_file(source, progress, say)
+        target = await asyncio.to_thread(self._folders.new_upload, request.id)
+
+        def tell(received: int) -> None:
+            say(replace(progress, done_bytes=received))
+
+        fetched = await self._transfers.fetch(source, target, tell)
+        return {"size": fetched.size, "digest": fetched.digest}
+
+    async def _look_at_file(self, source: Location, progress: Progress, say: Say) -> dict[str, Any]:
+        """Read a file where it lies, for its SHA-256."""
+        found, identity = await asyncio.to_thread(self._transfers.look_at_file, source)
+
+        def tell(read: int) -> None:
+            say(replace(progress, done_bytes=read, total_bytes=identity[2]))
+
+        digest = await _in_thread(partial(_digest_file, found, identity, tell))
+        return {
+            "size": identity[2],
+            "digest": digest,
+            "file": found.path,
+            "identity": list(identity),
+        }
 
     async def _migrate(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
@@ -71,43 +119,70 @@ class MigrationWork:
             order = with_migrations(
                 RunRequest("migrate", ""),
                 request.parameters,
-                request.digest,
+                before["digest"],
                 held,
                 self._settings,
             )
-            found: dict[str, Any] = {"fingerprint": order.fingerprint, "run": None}
             assert order.fingerprint is not None
+            found: dict[str, Any] = {
+                "fingerprint": order.fingerprint,
+                "run": None,
+                "is_there": False,
+                "fetched": dict(before),
+            }
+            if request.destination is not None:
+                found["is_there"] = await self._refuse_existing(request, order.fingerprint)
             if await asyncio.to_thread(self._results.renew, order.fingerprint) is None:
-                run = await self._try_run(request, order, say)
+                run = await self._try_run(request, before, order, say)
                 found["run"] = str(run)
             return found
 
-    async def _try_run(self, request: JobRequest, order: RunRequest, say: Say) -> Path:
+    async def _refuse_existing(self, request: JobRequest, fingerprint: str) -> bool:
+        assert request.destination is not None
+        destination = self._transfers.destinations.parse(request.destination)
+        return await self._transfers.refuse_existing(
+            destination, fingerprint, may_replace=request.overwrite
+        )
+
+    async def _try_run(
+        self, request: JobRequest, fetched: Mapping[str, Any], order: RunRequest, say: Say
+    ) -> Path:
         for pause in PAUSES_SECONDS:
             try:
-                return await self._run(request, order, say)
+                return await self._run(request, fetched, order, say)
             except ServiceError as error:
                 if error.error_type not in WORTH_ANOTHER_TRY:
                     raise
                 logger.warning("job %s is tried again in %g s: %s", request.id, pause, error)
             await asyncio.sleep(pause)
-        return await self._run(request, order, say)
+        return await self._run(request, fetched, order, say)
 
-    async def _run(self, request: JobRequest, order: RunRequest, say: Say) -> Path:
-        progress = Progress("migrate", 1, len(self.steps), total_bytes=request.size)
+    async def _run(
+        self, request: JobRequest, fetched: Mapping[str, Any], order: RunRequest, say: Say
+    ) -> Path:
+        size: int = fetched["size"]
+        progress = Progress("migrate", 2, len(self.steps), total_bytes=size)
 
         def on_step(position: int, count: int, name: str) -> None:
             say(replace(progress, migration=f"{name} ({position} of {count})"))
 
-        async with self._admission.turn(request.size):
+        async with self._admission.turn(size):
             if self._admission.is_stopping:
                 # What would begin now would not end; it begins when the service does.
                 await asyncio.Event().wait()
             say(progress)
-            run = await asyncio.to_thread(self._folders.begin_run, request.id, self._scratch_root)
+            run = await asyncio.to_thread(
+                self._folders.begin_run,
+                request.id,
+                self._scratch_root,
+                with_upload="file" not in fetched,
+            )
             try:
                 order = replace(order, scratch_folder=str(run))
-                await self._sandbox.run(order, label=f"of job {request.id}", on_step=on_step)
+                with _opened(fetched) as source:
+                    await self._sandbox.run(
+                        order, label=f"of job {request.id}", on_step=on_step, source=source
+                    )
                 await asyncio.to_thread(_read_run, run)
             except BaseException:
                 remove_tree(run)
@@ -117,46 +192,142 @@ class MigrationWork:
     async def _store(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
     ) -> dict[str, Any]:
-        """Copy what the run has made to where it is kept."""
+        """Copy what the run has made to where it is kept, or to the destination."""
         fingerprint: str = before["fingerprint"]
         kept = await asyncio.to_thread(self._results.renew, fingerprint)
+        run = Path(before["run"] or "")
+        if kept is None and (before["run"] is None or not run.exists()):
+            # The scratch ends with its service, and a kept result may expire meanwhile: once more, then.
+            before = await self._migrate(request, await self._fetched(request, before, say), say)
+            return await self._store(request, before, say)
+        progress = Progress("store", 3, len(self.steps))
+        if request.destination is not None:
+            return await self._deliver(request, before, kept, progress, say)
         if kept is None:
-            run = Path(before["run"] or "")
-            if before["run"] is None or not run.exists():
-                # The scratch ends with its service, and a kept result may expire meanwhile: once more, then.
-                before = await self._migrate(request, before, say)
-                return await self._store(request, before, say)
-            progress = Progress("store", 2, len(self.steps))
-            kept = await _in_thread(partial(self._keep, run, fingerprint, progress, say))
+            kept = await _in_thread(partial(self._keep, before, progress, say))
             await asyncio.to_thread(remove_tree, run)
         return {"fingerprint": fingerprint, "size": kept.size, **kept.facts}
 
+    async def _fetched(
+        self, request: JobRequest, before: Mapping[str, Any], say: Say
+    ) -> Mapping[str, Any]:
+        """Return what the first step found, once the checkpoint is there again."""
+        fetched: Mapping[str, Any] = before["fetched"]
+        if "file" in fetched or self._folders.upload(request.id).exists():
+            return fetched
+        return await self._fetch(request, {}, say)
+
+    async def _deliver(
+        self,
+        request: JobRequest,
+        before: Mapping[str, Any],
+        kept: KeptResult | None,
+        progress: Progress,
+        say: Say,
+    ) -> dict[str, Any]:
+        """Write the result to the destination, unless this job has done so before it was interrupted."""
+        assert request.destination is not None
+        destination = self._transfers.destinations.parse(request.destination)
+        with ExitStack() as stack:
+            if kept is not None:
+                facts, extents = dict(kept.facts), [_whole(kept, stack)]
+            else:
+                facts, extents = _made(before, stack)
+            size = sum(extent.count for extent in extents)
+
+            def tell(written: int) -> None:
+                say(replace(progress, done_bytes=written, total_bytes=size))
+
+            if not before["is_there"]:
+                await self._transfers.deliver(extents, destination, before["fingerprint"], tell)
+        if before["run"] is not None:
+            await asyncio.to_thread(remove_tree, Path(before["run"]))
+        return {"fingerprint": before["fingerprint"], "size": size, **facts}
+
     def _keep(
         self,
-        run: Path,
-        fingerprint: str,
+        before: Mapping[str, Any],
         progress: Progress,
         say: Say,
         check: Callable[[], None],
     ) -> KeptResult:
-        result = _read_run(run)
-        total = sum(count for _, _, count in result["pieces"])
-
-        def on_copied(copied: int) -> None:
-            check()
-            say(replace(progress, done_bytes=copied, total_bytes=total))
-
-        facts = {"header": result["header"], "report": result["report"]}
         with ExitStack() as stack:
-            descriptors = {}
-            for which, name in (("source", "upload"), ("new", NEW_BYTES_NAME)):
-                descriptors[which] = open_left_file(run / name)
-                stack.callback(os.close, descriptors[which])
-            extents = [
-                Extent(descriptors[which], offset, count)
-                for which, offset, count in result["pieces"]
-            ]
-            return self._results.keep(fingerprint, facts, extents, on_copied=on_copied)
+            facts, extents = _made(before, stack)
+            total = sum(extent.count for extent in extents)
+
+            def on_copied(copied: int) -> None:
+                check()
+                say(replace(progress, done_bytes=copied, total_bytes=total))
+
+            return self._results.keep(before["fingerprint"], facts, extents, on_copied=on_copied)
+
+
+@contextmanager
+def _opened(fetched: Mapping[str, Any]) -> Iterator[int | None]:
+    """Hold a source that is a file open while it is migrated.
+
+    Raises:
+        ServiceError: it has changed since it was looked at.
+    """
+    if "file" not in fetched:
+        yield None
+        return
+    location = Location("file", "", fetched["file"])
+    descriptor = open_file(location)
+    try:
+        refuse_changed(descriptor, fetched["identity"], location)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _made(before: Mapping[str, Any], stack: ExitStack) -> tuple[dict[str, Any], list[Extent]]:
+    """Open what a run has made; return what there is to say of it, and its bytes.
+
+    Raises:
+        ServiceError: the source is a file that was changed meanwhile.
+    """
+    run, fetched = Path(before["run"]), before["fetched"]
+    result = _read_run(run)
+    if "file" in fetched:
+        location = Location("file", "", fetched["file"])
+        source = open_file(location)
+        stack.callback(os.close, source)
+        refuse_changed(source, fetched["identity"], location)
+    else:
+        source = open_left_file(run / UPLOAD_NAME)
+        stack.callback(os.close, source)
+    new = open_left_file(run / NEW_BYTES_NAME)
+    stack.callback(os.close, new)
+    descriptors = {"source": source, "new": new}
+    extents = [
+        Extent(descriptors[which], offset, count) for which, offset, count in result["pieces"]
+    ]
+    return {"header": result["header"], "report": result["report"]}, extents
+
+
+def _whole(kept: KeptResult, stack: ExitStack) -> Extent:
+    descriptor = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    return Extent(descriptor, 0, kept.size)
+
+
+def _digest_file(
+    location: Location, identity: Sequence[int], tell: Tell, check: Callable[[], None]
+) -> str:
+    descriptor = open_file(location)
+    try:
+        digest = hashlib.sha256()
+        done = 0
+        while block := os.pread(descriptor, DIGEST_BYTES, done):
+            check()
+            digest.update(block)
+            done += len(block)
+            tell(done)
+        refuse_changed(descriptor, identity, location)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
 
 
 def _read_run(run: Path) -> dict[str, Any]:
@@ -167,7 +338,7 @@ def _read_run(run: Path) -> dict[str, Any]:
     return result
 
 
-async def _in_thread(work: Callable[[Callable[[], None]], KeptResult]) -> KeptResult:
+async def _in_thread(work: Callable[[Callable[[], None]], T]) -> T:
     """Have a thread do this; when we are cancelled, the check that it is given ends it."""
     is_abandoned = False
 

@@ -14,14 +14,14 @@ from fastapi.responses import StreamingResponse
 from app.ascii_json import AsciiJSONResponse
 from app.documents import Job as JobDocument
 from app.documents import JobList
-from app.errors import ServiceError
 from app.jobs.answers import answer_document, answer_result, describe
 from app.jobs.intake import find_office, take_job
 from app.jobs.job import Job, Status
 from app.jobs.office import POLL_SECONDS, JobOffice
+from app.jobs.orders import JobOrder, take_order
 from app.jobs.preferences import read_preferences
 from app.openapi import BODY_HEADERS, PROBLEMS, answers, takes_checkpoint, takes_headers
-from app.responses import FILE_TYPE
+from app.responses import FILE_TYPE, JSON_TYPE
 
 router = APIRouter(prefix="/jobs")
 
@@ -75,15 +75,16 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
     status_code=202,
     response_class=Response,
     responses=_ACCEPTED,
-    openapi_extra=takes_checkpoint(headers=("Idempotency-Key", *BODY_HEADERS)),
-    summary="Have a checkpoint migrated later",
+    openapi_extra=takes_checkpoint(
+        headers=("Idempotency-Key", *BODY_HEADERS), order=JobOrder.model_json_schema()
+    ),
+    summary="Have a checkpoint migrated later: the one in the body, or one that lies elsewhere",
 )
 async def submit(request: Request) -> Response:
     office = find_office(request)
-    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
-        message = "A job is made of an upload, as /migrate takes it; JSON is none."
-        raise ServiceError("no_file", message)
-    return await answer_document(await take_job(request), office, status=202)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    take = take_order if content_type == JSON_TYPE else take_job
+    return await answer_document(await take(request), office, status=202)
 
 
 @router.get("", responses=answers(JobList, "The jobs."), summary="List the jobs, the newest first")

@@ -24,12 +24,19 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A local file, held open, so that the file may be renamed or replaced while it is read."""
+    """A local file, held open, so that the file may be renamed or replaced while it is read.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    It is opened by its path, or is open already, as a descriptor that stays its owner's.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | int) -> None:
         self._descriptor = -1
-        self.path = Path(path)
-        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        if isinstance(path, int):
+            self.path = Path(f"/dev/fd/{path}")
+            self._descriptor = os.dup(path)
+        else:
+            self.path = Path(path)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._descriptor).st_size
 
     def fileno(self) -> int:

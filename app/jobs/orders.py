@@ -1,0 +1,102 @@
+"""A job by reference: JSON that says where the checkpoint lies, and where the result goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import ServiceError
+from app.jobs.intake import find_office, new_job_id
+from app.jobs.job import Job, JobRequest
+from app.parameters import MAX_VALUE_CHARACTERS, RunParameters, refuse_unknown
+from app.sets import MigrationSets
+from app.storage.locations import MAX_CHARACTERS
+from migrate_ckpt import Format, Policy
+
+MAX_ORDER_BYTES = 64 * 2**10
+
+
+class JobOrder(BaseModel):
+    """What the body says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = Field(
+        max_length=MAX_CHARACTERS,
+        description="The URL of the checkpoint: file:, s3:, gs:, az: or https:, as the operator allows.",
+    )
+    destination: str | None = Field(
+        None,
+        max_length=MAX_CHARACTERS,
+        description="The URL to write the result to; without one it is kept here for a while.",
+    )
+    overwrite: bool = Field(False, description="Replace what is at the destination.")
+    set: str = Field("default", max_length=MAX_VALUE_CHARACTERS)
+    to: str | None = Field(None, max_length=MAX_VALUE_CHARACTERS)
+    policy: Policy | None = None
+    allow_unknown_history: bool = False
+    format: Format | None = None
+
+    def parameters(self) -> RunParameters:
+        return RunParameters(
+            set=self.set,
+            to=self.to,
+            policy=self.policy,
+            allow_unknown_history=self.allow_unknown_history,
+            format=self.format,
+        )
+
+
+async def take_order(request: Request) -> Job:
+    """Read the body, and return the job that it has become.
+
+    Raises:
+        ServiceError: it is no order, or asks for what is not allowed.
+        UnknownSet: there is no such set of migrations.
+        ClientDisconnect: the client went before it had sent everything.
+    """
+    office = find_office(request)
+    sets: MigrationSets = request.app.state.sets
+    refuse_unknown(request.query_params.keys(), ())
+    job_id = new_job_id(request)
+    order = _read(await _body(request))
+    sets.current.find(order.set)
+    # The client learns at once, and not from a job that fails.
+    source, _ = office.transfers.parse(order.source, order.destination)
+    asked = JobRequest(
+        job_id,
+        source.name,
+        None,
+        "",
+        order.parameters(),
+        source=order.source,
+        destination=order.destination,
+        overwrite=order.overwrite,
+    )
+    return await office.accept(asked)
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_ORDER_BYTES:
+            message = f"An order for a job has at most {MAX_ORDER_BYTES} bytes of JSON."
+            raise ServiceError("too_large", message)
+    return body
+
+
+def _read(body: bytes) -> JobOrder:
+    try:
+        return JobOrder.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)
+        sentences = [_describe(each["loc"], each["msg"]) for each in wrong[:5]]
+        raise ServiceError("invalid_order", " ".join(sentences)) from error
+
+
+def _describe(where: tuple[Any, ...], what: str) -> str:
+    name = ".".join(map(str, where))
+    return f'The member "{name}": {what}.' if name else f"The body: {what}."

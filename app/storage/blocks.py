@@ -1,0 +1,67 @@
+"""Bytes on their way from one place to another: what has come in, and what goes out, a block at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.copying import FULL, Tell
+from app.errors import ServiceError
+from app.responses import Extent, read_blocks
+from app.uploads import too_large
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The size in bytes and the SHA-256, in hex, of what was fetched."""
+
+    size: int
+    digest: str
+
+
+async def write_blocks(
+    blocks: AsyncIterator[bytes], target: Path, *, max_bytes: int, tell: Tell
+) -> Fetched:
+    """Write what comes to a new file, and have the disk keep it.
+
+    Raises:
+        ServiceError: it is larger than it may be, or the disk is full.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    with target.open("wb", buffering=0) as file:
+        async for block in blocks:
+            size += len(block)
+            if size > max_bytes:
+                raise too_large(max_bytes)
+            await asyncio.to_thread(_write, file.fileno(), block, digest.update)
+            tell(size)
+        await asyncio.to_thread(os.fsync, file.fileno())
+    return Fetched(size, digest.hexdigest())
+
+
+def _write(descriptor: int, block: bytes, digest: Callable[[bytes], None]) -> None:
+    digest(block)
+    left = memoryview(block)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError as error:
+        if error.errno in FULL:
+            message = "The disk that jobs are kept on is full."
+            raise ServiceError("no_space", message, retryable=True) from error
+        raise
+
+
+async def blocks_of(extents: Iterable[Extent], tell: Tell) -> AsyncIterator[bytes]:
+    """Hand out the bytes of these extents, read by a thread."""
+    reader = read_blocks(list(extents))
+    sent = 0
+    while block := await asyncio.to_thread(next, reader, b""):
+        yield bytes(block)
+        sent += len(block)
+        tell(sent)

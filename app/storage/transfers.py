@@ -1,0 +1,183 @@
+"""Fetches a source and writes a result to its destination, whatever kind of place each is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from app.copying import Tell
+from app.errors import ServiceError
+from app.outbound.client import guarded_client
+from app.outbound.networks import Networks
+from app.responses import Extent
+from app.scratch_room import free_bytes
+from app.settings import Settings
+from app.storage import buckets
+from app.storage.allowed import AllowedLocations
+from app.storage.blocks import Fetched, blocks_of, write_blocks
+from app.storage.local_files import identity_of, open_file, real_location, write_file
+from app.storage.locations import BUCKETS, WEB, Location
+from app.storage.web import blocks_of_web, open_web
+from app.uploads import too_large
+
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """What the operator allows to be fetched and written, and how much of it."""
+
+    sources: AllowedLocations
+    destinations: AllowedLocations
+    networks: Networks
+    max_bytes: int
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Transfers:
+        return cls(
+            AllowedLocations.of("source", settings.allowed_sources),
+            AllowedLocations.of("destination", settings.allowed_destinations),
+            Networks(settings.allowed_networks),
+            settings.max_upload_bytes,
+        )
+
+    def parse(self, source: str, destination: str | None) -> tuple[Location, Location | None]:
+        """Return the locations of a job.
+
+        Raises:
+            ServiceError: one is no URL, or is not allowed, or nothing can be written there.
+        """
+        found = self.sources.parse(source)
+        if destination is None:
+            return found, None
+        target = self.destinations.parse(destination)
+        if target.scheme in WEB:
+            message = "Nothing is written to addresses of the web: name a file or a bucket."
+            raise ServiceError("invalid_location", message, role="destination")
+        return found, target
+
+    async def fetch(self, source: Location, target: Path, tell: Tell) -> Fetched:
+        """Fetch a source of a bucket or of the web into a file; what may be gone later is tried again.
+
+        Raises:
+            ServiceError: it cannot be had, or is too large.
+        """
+        self.sources.refuse(source)
+        async for attempt in _attempts():
+            with attempt:
+                if source.scheme in BUCKETS:
+                    return await self._fetch_object(source, target, tell)
+                return await self._fetch_web(source, target, tell)
+        raise AssertionError("unreachable: the last attempt raises")
+
+    def look_at_file(self, source: Location) -> tuple[Location, tuple[int, int, int, int]]:
+        """Return where a file really lies, and what tells it from another; it is not copied.
+
+        Raises:
+            ServiceError: it cannot be had, is not allowed, or is too large.
+        """
+        descriptor = open_file(source)
+        try:
+            found = real_location(descriptor)
+            self.sources.refuse(found)
+            identity = identity_of(descriptor)
+        finally:
+            os.close(descriptor)
+        if identity[2] > self.max_bytes:
+            raise too_large(self.max_bytes)
+        return found, identity
+
+    async def refuse_existing(
+        self, destination: Location, fingerprint: str, *, may_replace: bool
+    ) -> bool:
+        """Return whether the result is there already.
+
+        Raises:
+            ServiceError: something else is there, and may not be replaced; or it cannot be looked at.
+        """
+        self.destinations.refuse(destination)
+        if destination.scheme == "file":
+            exists, found = os.path.lexists(destination.path), None
+        else:
+            exists, found = await buckets.object_fingerprint(destination)
+        if found == fingerprint:
+            return True
+        if exists and not may_replace:
+            message = f'{destination} is there already; with "overwrite": true it is replaced.'
+            raise ServiceError("destination_exists", message)
+        return False
+
+    async def deliver(
+        self, extents: Iterable[Extent], destination: Location, fingerprint: str, tell: Tell
+    ) -> None:
+        """Write a result to its destination, where it is when it is whole.
+
+        Raises:
+            ServiceError: it cannot be written.
+        """
+        extents = list(extents)
+        self.destinations.refuse(destination)
+        if destination.scheme == "file":
+            await asyncio.to_thread(write_file, destination, extents, tell)
+            return
+        size = sum(extent.count for extent in extents)
+        async for attempt in _attempts():
+            with attempt:
+                blocks = blocks_of(extents, tell)
+                await buckets.put_object(destination, blocks, size, fingerprint)
+
+    async def _fetch_object(self, source: Location, target: Path, tell: Tell) -> Fetched:
+        size, blocks = await buckets.open_object(source)
+        self._refuse_size(size, target)
+        fetched = await write_blocks(blocks, target, max_bytes=self.max_bytes, tell=tell)
+        return _complete(fetched, size, source)
+
+    async def _fetch_web(self, source: Location, target: Path, tell: Tell) -> Fetched:
+        async with (
+            guarded_client(self.networks) as client,
+            open_web(client, source, self.sources.refuse) as response,
+        ):
+            declared = response.headers.get("content-length", "")
+            size = int(declared) if declared.isdecimal() else None
+            self._refuse_size(size or 0, target)
+            blocks = blocks_of_web(response, source)
+            fetched = await write_blocks(blocks, target, max_bytes=self.max_bytes, tell=tell)
+            return _complete(fetched, size, source)
+
+    def _refuse_size(self, size: int, target: Path) -> None:
+        if size > self.max_bytes:
+            raise too_large(self.max_bytes)
+        if size > free_bytes(target.parent):
+            message = f"The disk that jobs are kept on has no room for {size} bytes."
+            raise ServiceError("no_space", message, retryable=True)
+
+
+def _complete(fetched: Fetched, size: int | None, source: Location) -> Fetched:
+    if size not in (None, fetched.size):
+        message = f"{source} ended after {fetched.size} of {size} bytes."
+        raise ServiceError("source_unavailable", message, retryable=True)
+    if not fetched.size:
+        raise ServiceError("empty_file", f"{source} is empty.")
+    return fetched
+
+
+def _attempts() -> AsyncRetrying:
+    return AsyncRetrying(
+        retry=retry_if_exception(_is_worth_another_try),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential_jitter(multiplier=0.5, max=20),
+        reraise=True,
+    )
+
+
+def _is_worth_another_try(error: BaseException) -> bool:
+    return (
+        isinstance(error, ServiceError)
+        and error.error_type.endswith("_unavailable")
+        and error.retryable
+    )
