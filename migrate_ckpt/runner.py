@@ -104,7 +104,8 @@ class _Run:
         try:
             unmet = _unmet(migration, self.ckpt)
             if not unmet:
-                self.ckpt, outcome = _apply(migration, self.ckpt)
+                is_in_step = not self.report.optimizer_not_followed
+                self.ckpt, outcome = _apply(migration, self.ckpt, is_in_step=is_in_step)
                 self._adopt_history()
         # A migration that calls sys.exit must not end the process that runs it.
         except (Exception, SystemExit) as error:
@@ -243,9 +244,12 @@ def _unmet(migration: Migration, ckpt: CkptType) -> list[tuple[Requirement, str]
     return [(requirement, sentence) for requirement, sentence in found if sentence is not None]
 
 
-def _apply(migration: Migration, ckpt: CkptType) -> tuple[CkptType, Outcome | None]:
-    rules = migration.optimizer
-    following = None if rules is None else rules.begin(ckpt, migration.operations)
+def _apply(
+    migration: Migration, ckpt: CkptType, *, is_in_step: bool
+) -> tuple[CkptType, Outcome | None]:
+    rules, following = migration.optimizer, None
+    if rules is not None:
+        following = rules.begin(ckpt, migration.operations, is_in_step=is_in_step)
     if migration.operations is None:
         result: object = migration.callback(ckpt)
     else:

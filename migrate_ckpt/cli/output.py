@@ -62,6 +62,8 @@ def describe_report(source: Path, target: Path, report: Report, *, is_one_of_man
     ]
     if not is_one_of_many:
         lines += [f"  {name}  {titles[name]}".rstrip() for name in report.ran]
+        if report.optimizer_followed:
+            lines.append(f"  optimizer followed: {', '.join(report.optimizer_followed)}")
     lines += [f"  warning: {sentence}" for sentence in report.warnings]
     if report.pending:
         lines.append(f"  still pending: {', '.join(report.pending)}")

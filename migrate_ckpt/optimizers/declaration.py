@@ -33,6 +33,8 @@ class Follow:
     buffers: tuple[KeyPattern, ...] = field(default=(), kw_only=True)
     renames: tuple[tuple[str, str], ...] | None = field(default=None, kw_only=True)
     copies: tuple[Path, ...] = field(default=(), kw_only=True)
+    # Not after a migration of the same run that has left the optimizer behind.
+    infers: bool = field(default=True, kw_only=True)
     # The way back has put the keys of the state dict into an order of its own already.
     arranges_keys: bool = field(default=True, kw_only=True)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from migrate_ckpt.errors import NotInvertible, OptimizerNotFollowed
+from migrate_ckpt.operations.module_versions import versions_of
 from migrate_ckpt.operations.moves import KEEP, Move, list_keys, replace_items
 from migrate_ckpt.operations.paths import Path, show_path
 from migrate_ckpt.operations.patterns import KeyPattern
@@ -48,6 +49,15 @@ class FollowedOptimizer:
             self._slots, self._prefix = named.slots, named.prefix
         self._before = self._slots
         self._written: list[list[Slot]] = []
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of its parameters, as far as they are known."""
+        return {key for slot in self._slots for key in slot.keys}
+
+    def doubt(self, error: OptimizerNotFollowed) -> None:
+        """Forget whose the positions are: it is not certain after all."""
+        self._doubt, self._slots, self._before = error, (), ()
 
     def move(self, moves: Sequence[Move]) -> None:
         """Do to the states what is about to be done to the parameters.
@@ -205,6 +215,7 @@ class FollowedOptimizer:
         ordered = {key for keys in listed for key in keys}
         keys = [next(known) if key in ordered else key for key in model]
         replace_items(model, {key: model[key] for key in keys})
+        _arrange_versions(model)
 
     def _as_declared(self, groups: list[list[Slot]]) -> list[list[Slot]]:
         order = self._follow.order_after
@@ -305,6 +316,25 @@ def _same_relative(before: Sequence[Slot], after: Sequence[Slot], model: Mapping
     rank = {slot.place[0]: number for number, slot in enumerate(by_model)}
     ranks = [(rank.get(slot.place[0], len(rank)), slot.place[1:]) for slot in after]
     return ranks == sorted(ranks)
+
+
+def _arrange_versions(model: StateDict) -> None:
+    """Bring the modules in `_metadata` into the order of the keys; one without keys stays behind the one before it."""
+    versions = versions_of(model)
+    if versions is None:
+        return
+    first: dict[str, int] = {}
+    for place, key in enumerate(tree_order(own_keys(model))):
+        above = key.split(".")[:-1]
+        for depth in range(len(above) + 1):
+            first.setdefault(".".join(above[:depth]), place)
+    ranks, rank = {}, -1
+    for module in versions:
+        rank = first.get(module, rank) if type(module) is str else rank
+        ranks[module] = rank
+    replace_items(
+        versions, {module: versions[module] for module in sorted(ranks, key=ranks.__getitem__)}
+    )
 
 
 def _follow_origins(came_from: Mapping[str, str], moves: Sequence[Move]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.errors import NotInvertible, OperationError, OptimizerNotFollowed
 from migrate_ckpt.migration import CkptType
-from migrate_ckpt.operations.moves import list_keys
+from migrate_ckpt.operations.moves import list_keys, replace_items
 from migrate_ckpt.operations.paths import Path, show_path
 from migrate_ckpt.operations.renaming import Rename
 from migrate_ckpt.operations.sections import StateDict, find_sections, own_keys
@@ -92,6 +93,7 @@ class FollowingOperations(Following):
                 self._homeless.append((optimizer, error))
             else:
                 self._followed.append(FollowedOptimizer(optimizer, model, follow))
+        _doubt_shared(self._followed)
         self._copies = self._find_copies(ckpt, operations, bool(optimizers))
         self.copied: list[Path] = []
 
@@ -239,15 +241,17 @@ class FollowingFunction(Following):
         return Outcome(True, self._drop(ckpt))
 
     def _prepare(self, ckpt: CkptType, renames: Rename) -> None:
-        self._expected: list[set[str]] = []
+        self._expected: list[list[str]] = []
+        planned = []
         for optimizer, follow in self._carried:
             model = _model(ckpt, follow.section)
-            followed = FollowedOptimizer(optimizer, model, follow)
-            moves = renames.moves(model)
+            self._followed.append(FollowedOptimizer(optimizer, model, follow))
+            planned.append(renames.moves(model))
+        _doubt_shared(self._followed)
+        for followed, moves in zip(self._followed, planned, strict=True):
             followed.move(moves)
             new = {move.sources[0]: move.targets[0] for move in moves}
-            self._followed.append(followed)
-            self._expected.append({new.get(key, key) for key in own_keys(model)})
+            self._expected.append([new.get(key, key) for key in own_keys(followed.model)])
 
     def _finish_one(self, ckpt: CkptType, followed: FollowedOptimizer) -> None:
         number = self._followed.index(followed)
@@ -262,13 +266,33 @@ class FollowingFunction(Following):
                 keys=[show_path(optimizer.path)],
             )
         model = _model(ckpt, follow.section)
-        wrong = sorted(self._expected[number] ^ set(own_keys(model)))
+        expected = self._expected[number]
+        wrong = sorted(set(expected) ^ set(own_keys(model)))
         if wrong:
             raise OptimizerNotFollowed(
                 f"The migration does not do what its `renames` say: {list_keys(wrong)} is in one of both only.",
                 keys=wrong,
             )
+        # What is taken out and put in again under another name comes last, which is not meant.
+        known, meant = iter(expected), set(expected)
+        keys = [next(known) if key in meant else key for key in model]
+        replace_items(model, {key: model[key] for key in keys})
         followed.finish(model)
+
+
+def _doubt_shared(followed: Sequence[FollowedOptimizer]) -> None:
+    """Let none of several optimizers have parameters that another one seems to have as well."""
+    for one, other in itertools.combinations(followed, 2):
+        shared = one.keys & other.keys if one.model is other.model else set()
+        if shared:
+            paths = [show_path(each.optimizer.path) for each in (one, other)]
+            error = OptimizerNotFollowed(
+                f"Which state dict {' and '.join(paths)} optimize is not certain: both seem to have "
+                f"{list_keys(sorted(shared))}. Say it with `optimizer = [follow({paths[0]!r}, section=...), ...]`.",
+                keys=paths,
+            )
+            one.doubt(error)
+            other.doubt(error)
 
 
 def _model(ckpt: Any, section: Path | None) -> StateDict:

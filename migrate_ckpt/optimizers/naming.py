@@ -5,7 +5,8 @@ It is certain
 * by name: the groups have torch's `param_names`, or the positions are names, and each is a key of the state dict;
 * by declaration: the author lists the parameters in order, and there are as many as positions;
 * by count: there is one group with as many positions as the state dict has tensors that may be parameters, the keys
-  tell the order of the modules, and every state that has tensors has one of its parameter's shape;
+  tell the order of the modules and its `_metadata` the same one, and every state that has tensors has one of its
+  parameter's shape;
 * by shape: every position has a state, and its shape is that of one tensor of the state dict only.
 """
 
@@ -16,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrate_ckpt.errors import OptimizerNotFollowed
+from migrate_ckpt.operations.module_versions import versions_of
 from migrate_ckpt.operations.moves import list_keys
 from migrate_ckpt.operations.paths import show_path
 from migrate_ckpt.operations.sections import is_tensor
 from migrate_ckpt.optimizers.declaration import Follow
-from migrate_ckpt.optimizers.ordering import declared_groups, doubt_of_tree
+from migrate_ckpt.optimizers.ordering import declared_groups, doubt_of_tree, tree_order
 from migrate_ckpt.optimizers.slots import Slot, may_be_parameter, shapes_in, tensors_of
 from migrate_ckpt.optimizers.states import OptimizerState
 
@@ -56,6 +58,10 @@ def name_positions(optimizer: OptimizerState, model: Mapping[str, Any], follow: 
         first = next(name for group in names for name in group)
         raise _uncertain(
             optimizer, f"its names, such as {first!r}, are not the keys of the state dict"
+        )
+    if not follow.infers:
+        raise _uncertain(
+            optimizer, "it has no param_names, and an earlier migration has not taken it along"
         )
     return Named(
         _by_count(optimizer, model, parameters)
@@ -134,7 +140,7 @@ def _by_count(
 ) -> tuple[Slot, ...]:
     [positions, *others] = optimizer.positions
     keys = [key for tied in parameters for key in tied]
-    if others or len(positions) != len(parameters) or doubt_of_tree(_as_stand(model, keys)):
+    if others or len(positions) != len(parameters) or _doubt_of_order(model, keys):
         return ()
     slots = _slots(optimizer, [parameters])
     for slot in slots:
@@ -166,7 +172,7 @@ def _refuse(
 ) -> tuple[Slot, ...]:
     counts = list(map(len, optimizer.positions))
     keys = [key for tied in parameters for key in tied]
-    doubt = doubt_of_tree(_as_stand(model, keys))
+    doubt = _doubt_of_order(model, keys)
     if len(counts) > 1:
         why = f"it has no param_names and {len(counts)} groups of {counts} parameters"
     elif counts[0] != len(parameters):
@@ -197,6 +203,23 @@ def _slots(
         for group, positions in enumerate(optimizer.positions)
         for place, (position, keys) in enumerate(zip(positions, listed[group], strict=True))
     )
+
+
+def _doubt_of_order(model: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    """Say why the keys may not have the order in which the model had them when it was saved; None if nothing says so.
+
+    A function that takes a key out and puts it in again under another name moves it to the end, but seldom thinks of
+    the `_metadata`, in which torch lists all modules in their order.
+    """
+    as_stand = _as_stand(model, keys)
+    versions = versions_of(model)
+    if versions is None:
+        return doubt_of_tree(as_stand)
+    owners = list(dict.fromkeys(key.rpartition(".")[0] for key in tree_order(as_stand)))
+    known = set(owners)
+    if owners != [module for module in versions if module in known]:
+        return "the keys of the state dict have another order, or other names, than the modules in its _metadata"
+    return doubt_of_tree(as_stand)
 
 
 def _as_stand(model: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

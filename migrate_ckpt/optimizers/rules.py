@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.errors import OptimizerNotFollowed
@@ -31,13 +31,26 @@ class OptimizerRules:
     def renames(self) -> tuple[tuple[str, str], ...] | None:
         return next((f.renames for f in self.follows if f.renames is not None), None)
 
-    def begin(self, ckpt: CkptType, operations: Sequence[Operation] | None) -> Following | None:
+    def begin(
+        self,
+        ckpt: CkptType,
+        operations: Sequence[Operation] | None,
+        *,
+        is_in_step: bool = True,
+    ) -> Following | None:
         """Return what follows the migration of a checkpoint; None where nothing does.
+
+        Args:
+            ckpt: The checkpoint before the migration.
+            operations: What the migration does, if it says so.
+            is_in_step: Whether the optimizers have followed all that was done to the parameters in this run.
 
         Raises:
             OptimizerNotFollowed: The checkpoint has an optimizer, and the migration refuses such a one.
         """
-        optimizers = self.of(ckpt)
+        optimizers = [
+            (optimizer, replace(follow, infers=is_in_step)) for optimizer, follow in self.of(ckpt)
+        ]
         if not optimizers and not self.copies:
             return None
         refused = [show_path(o.path) for o, follow in optimizers if follow.states == "refuse"]
