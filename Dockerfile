@@ -19,7 +19,7 @@ RUN /opt/venv/bin/pip install --constraint constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
 COPY migrate_ckpt migrate_ckpt
 COPY app app
-RUN /opt/venv/bin/pip install --constraint constraints.txt '.[telemetry]'
+RUN /opt/venv/bin/pip install --constraint constraints.txt '.[jobs,telemetry]'
 
 FROM python:${PYTHON_VERSION}-slim
 COPY --from=build /opt/venv /opt/venv
@@ -34,7 +34,11 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOST=0.0.0.0 \
     PORT=8000 \
     MIGRATE_CKPT_MIGRATIONS_FOLDER=/srv/migrations \
-    MIGRATE_CKPT_SCRATCH_FOLDER=/tmp
+    MIGRATE_CKPT_SCRATCH_FOLDER=/tmp \
+    MIGRATE_CKPT_DATA_FOLDER=/data
+# Jobs and their results: mount a volume here, which is given the rights of this folder.
+RUN install -d -m 0700 -o 65532 -g 65532 /data
+VOLUME /data
 USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \

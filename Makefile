@@ -16,8 +16,8 @@ STAMP := $(VENV)/.installed
 help: ## list the targets (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: $(STAMP) ## start the service on HOST and PORT (127.0.0.1:8000)
-	HOST=$(HOST) PORT=$(PORT) exec $(BIN)/python -m app serve
+serve: $(STAMP) ## start the service on HOST and PORT (127.0.0.1:8000); its jobs are kept in data/
+	HOST=$(HOST) PORT=$(PORT) MIGRATE_CKPT_DATA_FOLDER="$${MIGRATE_CKPT_DATA_FOLDER-data}" exec $(BIN)/python -m app serve
 
 demo: $(STAMP) ## migrate a checkpoint over HTTP and show what changed in it
 	$(BIN)/python docs/demo.py

@@ -211,11 +211,12 @@ class Liveness(TypedDict):
 
 @_closed
 class Readiness(TypedDict):
-    """With `verbose` also what each check says, and what each layer of the sandbox consists of."""
+    """With `verbose` also what each check says, the layers of the sandbox, and how many replicas may run."""
 
     status: Literal["ready"]
     checks: NotRequired[dict[str, str]]
     layers: NotRequired[dict[str, str]]
+    replicas: NotRequired[str]
 
 
 @_closed

@@ -115,15 +115,17 @@ def test_image_names_only_settings_that_there_are(image: Image, compose: dict) -
     assert named <= {f"MIGRATE_CKPT_{name.upper()}" for name in Settings.model_fields}
 
 
-def test_what_is_written_lands_on_the_one_writable_mount(image: Image, compose: dict) -> None:
+def test_what_is_written_lands_on_what_can_be_written_to(image: Image, compose: dict) -> None:
     (mount,) = (PurePosixPath(entry.partition(":")[0]) for entry in compose["tmpfs"])
 
     scratch = PurePosixPath(image.environment["MIGRATE_CKPT_SCRATCH_FOLDER"])
     home = PurePosixPath(image.environment["HOME"])
+    (volume,) = (entry for entry in compose["volumes"] if not entry.startswith("."))
 
     assert compose["read_only"] is True
     assert scratch.is_relative_to(mount)
     assert home.is_relative_to(mount)
+    assert volume == f"data:{image.environment['MIGRATE_CKPT_DATA_FOLDER']}"
 
 
 def test_migrations_are_mounted_read_only_where_the_service_looks(
@@ -190,6 +192,7 @@ def contained_service(image: Image, compose: dict, tmp_path: Path) -> Iterator[d
     environment = as_image(image, free_port()) | compose["environment"]
     # This machine's /tmp may hold this very repository: another folder stands in for it.
     environment |= dict.fromkeys(("HOME", "TMPDIR", "MIGRATE_CKPT_SCRATCH_FOLDER"), str(writable))
+    environment["MIGRATE_CKPT_DATA_FOLDER"] = str(writable / "data")
     command = contained(writable, *image.entry_point, *image.command)
     log_path = tmp_path / "service.log"
     with log_path.open("wb") as log:

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 # Somebody who waits for a job learns of its end so much later.
 POLL_SECONDS = 0.2
 SWEEP_SECONDS = 60.0
+
+ONE_REPLICA = "one replica: jobs are kept in SQLite, and results in a folder of this machine"
+NO_JOBS = "any number: no jobs are kept"
 # A job is known for so long after it has ended, that its result has expired can be said.
 REMEMBERED_SECONDS = 30 * 86400.0
 
@@ -189,6 +192,7 @@ async def open_office(
         office = JobOffice(
             engine, folders, results, transfers, is_stopping=lambda: admission.is_stopping
         )
+        logger.info("Jobs are kept in %s; %s", settings.data_folder, ONE_REPLICA)
         async with engine.run_worker(work):
             sweeping = asyncio.create_task(office.keep_sweeping())
             try:

@@ -150,3 +150,9 @@ def test_wrong_status_is_refused_in_words_that_name_no_file_of_ours(client: Clie
     assert (answer.status_code, answer.json()["error_type"]) == (400, "invalid_parameter")
     assert '"status"' in answer.json()["detail"]
     assert ".py" not in answer.json()["detail"]
+
+
+def test_service_says_that_it_can_have_no_second_replica(client: Client) -> None:
+    answer = client.get("/readyz?verbose").json()
+
+    assert answer["replicas"].startswith("one replica: jobs are kept in SQLite")
