@@ -84,6 +84,14 @@ class FileFacts(TypedDict):
 
 
 @_closed
+class OptimizerReport(TypedDict):
+    """In which migrations the optimizer's states went with the parameters, and after which they may not fit them."""
+
+    followed: list[str]
+    not_followed: list[str]
+
+
+@_closed
 class Report(TypedDict):
     """What a run did."""
 
@@ -100,6 +108,7 @@ class Report(TypedDict):
     changed: list[str]
     renamed: list[Renamed]
     steps: list[Step]
+    optimizer: OptimizerReport
     warnings: list[str]
     source: FileFacts | None
     target: FileFacts | None

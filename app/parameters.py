@@ -35,17 +35,19 @@ class RunParameters:
     changes: bool = False
 
 
-def refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
-    """Refuse a query parameter that means nothing here.
+def check_query(given: Iterable[tuple[str, str]], known: Collection[str]) -> None:
+    """Refuse a query parameter that means nothing here, or is empty: a script's variable was, most likely.
 
     Raises:
-        ServiceError: it names the parameter and those there are.
+        ServiceError: it names the parameter, and those there are.
     """
-    for name in names:
+    for name, value in given:
         if name not in known:
             there_are = f"there are: {', '.join(known)}" if known else "there are none here"
             message = f'The query parameter "{name}" means nothing here; {there_are}.'
             raise ServiceError("unknown_parameter", message, parameter=name)
+        if not value:
+            raise _invalid(name, "is empty; leave it out, or give it a value")
 
 
 def read_parameters(given: Iterable[tuple[str, str]]) -> RunParameters:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from app.admission import Admission
 from app.errors import ServiceError
 from app.fingerprint import fingerprint, installed_versions
-from app.parameters import RunParameters, read_parameters, refuse_unknown
+from app.parameters import RunParameters, check_query, read_parameters
 from app.request_facts import RequestFacts
 from app.run_facts import RunFacts
 from app.run_request import OUTCOME_NAME, RunRequest
@@ -62,7 +62,7 @@ async def run_upload(
     admission: Admission = request.app.state.admission
     sets: MigrationSets = request.app.state.sets
     telemetry: Telemetry = request.app.state.telemetry
-    refuse_unknown(request.query_params.keys(), parameters)
+    check_query(request.query_params.multi_items(), parameters)
     query = request.query_params.multi_items()
     if action != "inspect":
         # What can be refused before the body is read, is.

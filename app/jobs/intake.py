@@ -13,7 +13,7 @@ from app.errors import ServiceError
 from app.jobs.job import Job, JobRequest
 from app.jobs.office import JobOffice
 from app.jobs.preferences import read_idempotency_key
-from app.parameters import RUN_PARAMETERS, read_parameters, refuse_unknown
+from app.parameters import RUN_PARAMETERS, check_query, read_parameters
 from app.run_request import UPLOAD_NAME
 from app.runs import take_upload
 from app.scratch import Scratch
@@ -51,7 +51,7 @@ async def take_job(request: Request, *, filename: str | None = None) -> Job:
     admission: Admission = request.app.state.admission
     sets: MigrationSets = request.app.state.sets
     # What can be refused before the body is read, is.
-    refuse_unknown(request.query_params.keys(), RUN_PARAMETERS)
+    check_query(request.query_params.multi_items(), RUN_PARAMETERS)
     query = request.query_params.multi_items()
     sets.current.find(read_parameters(query).set)
     job_id = new_job_id(request)

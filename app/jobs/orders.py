@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.errors import ServiceError
 from app.jobs.intake import find_office, new_job_id
 from app.jobs.job import Job, JobRequest
-from app.parameters import MAX_VALUE_CHARACTERS, RunParameters, refuse_unknown
+from app.parameters import MAX_VALUE_CHARACTERS, RunParameters, check_query
 from app.sets import MigrationSets
 from app.storage.locations import MAX_CHARACTERS
 from migrate_ckpt import Format, Policy
@@ -59,7 +59,7 @@ async def take_order(request: Request) -> Job:
     """
     office = find_office(request)
     sets: MigrationSets = request.app.state.sets
-    refuse_unknown(request.query_params.keys(), ())
+    check_query(request.query_params.multi_items(), ())
     job_id = new_job_id(request)
     order = _read(await _body(request))
     sets.current.find(order.set)

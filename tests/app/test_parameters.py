@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import ServiceError
-from app.parameters import MAX_VALUE_CHARACTERS, RunParameters, read_parameters, refuse_unknown
+from app.parameters import MAX_VALUE_CHARACTERS, RunParameters, check_query, read_parameters
 
 
 def test_nothing_given_means_the_defaults() -> None:
@@ -46,6 +46,11 @@ def test_value_that_cannot_be_is_refused_and_named(
 
 def test_unknown_query_parameter_is_refused_and_named() -> None:
     with pytest.raises(ServiceError, match=r'"polcy".*set, to') as caught:
-        refuse_unknown(["set", "polcy"], ("set", "to"))
+        check_query([("set", "a"), ("polcy", "b")], ("set", "to"))
 
     assert caught.value.to_dict()["parameter"] == "polcy"
+
+
+def test_empty_parameter_of_a_query_is_refused() -> None:
+    with pytest.raises(ServiceError, match='"policy" is empty'):
+        check_query([("policy", "")], ("policy",))
