@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from migrate_ckpt.errors import OperationError, OptimizerNotFollowed
@@ -103,7 +103,7 @@ class _Carrying:
         for slot in self._slots:
             self._kept[slot] += [key for key in slot.keys if key not in self._moved]
         self._refuse_untied()
-        slots = [replace(slot, keys=tuple(keys)) for slot, keys in self._kept.items() if keys]
+        slots = [slot.with_keys(keys) for slot, keys in self._kept.items() if keys]
         reset: list[str] = []
         for making in self._made.values():
             try:

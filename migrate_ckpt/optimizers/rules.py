@@ -6,30 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from migrate_ckpt.errors import OptimizerNotFollowed
-from migrate_ckpt.operations.paths import Path, show_path
+from migrate_ckpt.errors import OperationError, OptimizerNotFollowed
+from migrate_ckpt.operations.paths import show_path
+from migrate_ckpt.operations.renaming import Rename
+from migrate_ckpt.operations.state_dict_operation import StateDictOperation
+from migrate_ckpt.optimizers.copies import Copies, declared_copies, recognised_copies
 from migrate_ckpt.optimizers.declaration import Follow
-from migrate_ckpt.optimizers.states import OptimizerState, find_optimizers
+from migrate_ckpt.optimizers.following import Declared, Following, model_at
+from migrate_ckpt.optimizers.following_function import FollowingFunction
+from migrate_ckpt.optimizers.following_operations import FollowingOperations
+from migrate_ckpt.optimizers.states import find_optimizers, value_at
 
 if TYPE_CHECKING:
     from migrate_ckpt.migration import CkptType
     from migrate_ckpt.operations.operation import Operation
-    from migrate_ckpt.optimizers.following import Following
 
 
 @dataclass(frozen=True)
 class OptimizerRules:
-    """The declarations of one migration; one without a path holds for every optimizer that no other names."""
+    """The declarations of one migration.
+
+    Attributes:
+        follows: One without a path holds for every optimizer that no other names.
+        recognises_copies: Whether what has the same keys as the model is a copy of it; on the way back the operations
+            name the copies themselves.
+    """
 
     follows: tuple[Follow, ...] = (Follow(),)
+    recognises_copies: bool = True
 
     @property
-    def copies(self) -> tuple[Path, ...]:
-        return tuple(path for follow in self.follows for path in follow.copies)
-
-    @property
-    def renames(self) -> tuple[tuple[str, str], ...] | None:
-        return next((f.renames for f in self.follows if f.renames is not None), None)
+    def renames(self) -> Rename | None:
+        """What a function renames, if its file says so."""
+        pairs = next((f.renames for f in self.follows if f.renames is not None), None)
+        return None if pairs is None else Rename(pairs)
 
     def begin(
         self,
@@ -38,36 +48,61 @@ class OptimizerRules:
         *,
         is_in_step: bool = True,
     ) -> Following | None:
-        """Return what follows the migration of a checkpoint; None where nothing does.
+        """Return what follows a migration of a checkpoint; None where nothing does.
 
         Args:
             ckpt: The checkpoint before the migration.
-            operations: What the migration does, if it says so.
+            operations: What the migration does; None for a function.
             is_in_step: Whether the optimizers have followed all that was done to the parameters in this run.
 
         Raises:
             OptimizerNotFollowed: The checkpoint has an optimizer, and the migration refuses such a one.
         """
-        optimizers = [
-            (optimizer, replace(follow, infers=is_in_step)) for optimizer, follow in self.of(ckpt)
-        ]
-        if not optimizers and not self.copies:
+        if operations is not None:
+            return self.begin_operations(ckpt, operations, is_in_step=is_in_step)
+        optimizers = self._optimizers(ckpt, is_in_step=is_in_step)
+        return FollowingFunction(ckpt, optimizers, self.renames) if optimizers else None
+
+    def begin_operations(
+        self, ckpt: CkptType, operations: Sequence[Operation], *, is_in_step: bool = True
+    ) -> FollowingOperations | None:
+        """Do the same as `begin`, for operations."""
+        optimizers = self._optimizers(ckpt, is_in_step=is_in_step)
+        if not optimizers and not any(follow.copies for follow in self.follows):
             return None
-        refused = [show_path(o.path) for o, follow in optimizers if follow.states == "refuse"]
+        copies = self._copies(ckpt, operations, has_optimizer=bool(optimizers))
+        return FollowingOperations(ckpt, optimizers, copies)
+
+    def _optimizers(self, ckpt: Any, *, is_in_step: bool) -> list[Declared]:
+        by_path = {follow.path: replace(follow, infers=is_in_step) for follow in self.follows}
+        rest = by_path.get(None, Follow(infers=is_in_step))
+        found = [
+            (optimizer, by_path.get(optimizer.path, rest))
+            for optimizer in find_optimizers(ckpt, [path for path in by_path if path is not None])
+        ]
+        refused = [show_path(optimizer.path) for optimizer, f in found if f.states == "refuse"]
         if refused:
             raise OptimizerNotFollowed(
                 f"The migration is for checkpoints without an optimizer, and this one has {', '.join(refused)}.",
                 keys=refused,
             )
-        from migrate_ckpt.optimizers.following import FollowingFunction, FollowingOperations
+        return found
 
-        if operations is None:
-            return FollowingFunction(ckpt, self, optimizers)
-        return FollowingOperations(ckpt, self, optimizers, operations)
-
-    def of(self, ckpt: Any) -> list[tuple[OptimizerState, Follow]]:
-        """Return each optimizer in a checkpoint with the declaration for it."""
-        by_path = {follow.path: follow for follow in self.follows}
-        paths = [path for path in by_path if path is not None]
-        rest = by_path.get(None, Follow())
-        return [(o, by_path.get(o.path, rest)) for o in find_optimizers(ckpt, paths)]
+    def _copies(self, ckpt: Any, operations: Sequence[Operation], *, has_optimizer: bool) -> Copies:
+        sections = [follow.section for follow in self.follows if follow.copies]
+        sections += [follow.section for follow in self.follows if follow.path is None]
+        try:
+            model = model_at(ckpt, next(iter(sections), None))
+        except OperationError:
+            return Copies()
+        copies = declared_copies(ckpt, [path for f in self.follows for path in f.copies])
+        # A file without an optimizer comes out as it did before anything followed.
+        if has_optimizer and self.recognises_copies:
+            named = [
+                value_at(ckpt, path)
+                for operation in operations
+                if isinstance(operation, StateDictOperation)
+                for path in operation.section or ()
+            ]
+            copies += recognised_copies(ckpt, model, but=[*named, *(copy.held for copy in copies)])
+        return Copies(model, copies)

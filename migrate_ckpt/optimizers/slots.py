@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from migrate_ckpt.operations.moves import identity
@@ -35,12 +35,15 @@ class Slot:
     rank: tuple[int, ...]
     position: Position | None = None
 
+    def with_keys(self, keys: Iterable[str]) -> Slot:
+        return replace(self, keys=tuple(keys))
+
 
 def tensors_of(state_dict: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the tensors of a state dict in the tree's order, each by its keys, which are several where it is tied."""
     tied: dict[Hashable, list[str]] = {}
     for key in tree_order([key for key in own_keys(state_dict) if is_tensor(state_dict[key])]):
-        tied.setdefault(_identity(state_dict[key]), []).append(key)
+        tied.setdefault(tensor_identity(state_dict[key]), []).append(key)
     return [tuple(keys) for keys in tied.values()]
 
 
@@ -73,9 +76,9 @@ def shapes_in(state: Mapping[str, Any] | None) -> set[tuple[int, ...]]:
     return {tuple(value.shape) for value in values if is_tensor(value) and value.dim() > 0}
 
 
-def _identity(tensor: Any) -> Hashable:
+def tensor_identity(value: Any) -> Hashable:
+    """Tell which memory a tensor shows and how; what is none, or has no storage of its own, is itself."""
     try:
-        return identity(tensor)
+        return identity(value)
     except (NotImplementedError, RuntimeError):
-        # A sparse one, or of another kind that is not laid out in one storage, is tied to nothing.
-        return id(tensor)
+        return id(value)

@@ -48,19 +48,27 @@ class OptimizerState:
         if all(type(position) is str for group in positions for position in group):
             return positions  # type: ignore[return-value]
         names = [list(group.get("param_names") or ()) for group in self.groups]
-        return names if list(map(len, names)) == list(map(len, positions)) else None
+        are_texts = all(type(name) is str for group in names for name in group)
+        is_complete = list(map(len, names)) == list(map(len, positions))
+        return names if are_texts and is_complete else None
 
     def refuse_malformed(self) -> None:
-        """Refuse a state whose positions are not all different.
+        """Refuse a state that is not as torch makes it.
 
         Raises:
-            OptimizerNotFollowed: They are not, or there are states for positions that no group has.
+            OptimizerNotFollowed: Positions are not all different, there are states for positions that no group has,
+                or one is no mapping.
         """
         positions = [position for group in self.positions for position in group]
         known = set(positions)
         if len(known) < len(positions) or any(position not in known for position in self.state):
             raise OptimizerNotFollowed(
                 f"{show_path(self.path)} names a parameter twice, or has a state for one that no group has.",
+                keys=[show_path(self.path)],
+            )
+        if not all(isinstance(state, Mapping) for state in self.state.values()):
+            raise OptimizerNotFollowed(
+                f"{show_path(self.path)} has a state that is no mapping of names to values.",
                 keys=[show_path(self.path)],
             )
 

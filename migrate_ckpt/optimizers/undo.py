@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from migrate_ckpt.migration import CkptType
-from migrate_ckpt.optimizers.following import FollowingOperations
 from migrate_ckpt.optimizers.rules import OptimizerRules
 
 if TYPE_CHECKING:
@@ -22,14 +21,17 @@ def apply_undoably(
         NotInvertible: Something of what was there before is given up. The checkpoint may be half changed then.
         OperationError: An operation cannot do what it says, or the optimizers cannot follow.
     """
-    following = (rules or OptimizerRules()).begin(ckpt, operations)
+    following = (rules or OptimizerRules()).begin_operations(ckpt, operations)
     inverses: list[Operation] = []
-    if not isinstance(following, FollowingOperations):
-        for operation in operations:
+    for operation in operations:
+        if following is None:
             inverses[:0] = operation.inverse(ckpt)
             ckpt = operation(ckpt)
+        else:
+            ckpt, undoing = following.apply_undoably(operation, ckpt)
+            inverses[:0] = undoing
+    if following is None:
         return ckpt, tuple(inverses), OptimizerRules()
-    for operation in operations:
-        ckpt = following.apply_with_inverse(operation, ckpt, inverses)
     following.finish(ckpt)
-    return ckpt, tuple(inverses), OptimizerRules(following.undone_by(ckpt))
+    back = OptimizerRules(following.undone_by(ckpt), recognises_copies=False)
+    return ckpt, tuple(inverses), back

@@ -122,3 +122,29 @@ def test_what_is_named_and_no_state_dict_is_refused(old: dict[str, Any]) -> None
 
     with pytest.raises(OptimizerNotFollowed, match="ema is a list and no copy"):
         migrate(old, OPERATIONS, follow(copies=["ema"]))
+
+
+def test_copies_go_with_the_state_dict_that_the_author_names(old: dict[str, Any]) -> None:
+    ckpt = {"net": old["state_dict"], "optimizer": old["optimizer_states"][0]}
+    ckpt["ema"] = copy.deepcopy(ckpt["net"])
+    operations = [rename("head.{n}", "out.{n}", section="net")]
+
+    migrate(ckpt, operations, follow(section="net"))
+
+    assert "out.weight" in ckpt["ema"]
+
+
+def test_way_back_takes_nothing_along_that_has_only_come_to_look_like_a_copy(
+    old: dict[str, Any],
+) -> None:
+    old["double"] = {key: tensor.double() for key, tensor in old["state_dict"].items()}
+    before = facts(old)
+
+    ckpt, inverses, rules = apply_undoably([cast("float64")], old)
+    following = rules.begin(ckpt, inverses)
+    assert following is not None
+    for operation in inverses:
+        ckpt = following.apply(operation, ckpt)
+    following.finish(ckpt)
+
+    assert facts(ckpt) == before

@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from migrate_ckpt.errors import OptimizerNotFollowed
-from migrate_ckpt.operations import Operation, concat, drop, follow, rename, split, strip_prefix
+from migrate_ckpt.operations import (
+    Operation,
+    concat,
+    drop,
+    follow,
+    rename,
+    split,
+    strip_prefix,
+    unwrap,
+)
 from migrate_ckpt.optimizers.declaration import Follow
 from migrate_ckpt.optimizers.rules import OptimizerRules
 from migrate_ckpt.optimizers.undo import apply_undoably
@@ -280,3 +289,29 @@ def test_inverse_is_certain_of_what_was_certain_before() -> None:
     ckpt, _, _ = apply_undoably(inverses, ckpt, back)  # type: ignore[assignment]
 
     assert facts(ckpt) == before
+
+
+def test_keys_are_not_moved_once_their_state_dict_was_taken_apart() -> None:
+    ckpt = marked(["a.w", "b.w"])
+    operations = [unwrap("state_dict"), rename("b.w", "c.w", section="")]
+
+    with pytest.raises(OptimizerNotFollowed, match="was taken apart before"):
+        migrate(ckpt, operations)
+
+    ckpt = migrate(marked(["a.w", "b.w"]), operations[:1])
+    assert moments(migrate(ckpt, operations[1:], follow(section=""))) == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [["a"], "b"]], ids=["numbers", "lists"])
+def test_names_that_are_no_texts_are_as_none(wrong: list[Any]) -> None:
+    ckpt = marked(["a.w", "b.w"], names=[["a.w", "b.w"]])
+    ckpt["optimizer"]["param_groups"][0]["param_names"] = wrong
+
+    assert moments(migrate(ckpt, HALVES)) == [0, 1, 1]
+
+
+def test_state_that_is_no_mapping_is_refused() -> None:
+    ckpt = marked(["a.w", "b.w"])
+    ckpt["optimizer"]["state"][0] = [1]
+
+    assert "a state that is no mapping" in refused(ckpt, HALVES)

@@ -94,6 +94,16 @@ def test_function_that_leaves_the_parameters_alone_needs_to_say_nothing(migrate:
     assert report.optimizer_not_followed == ()
 
 
+def test_function_that_lets_two_parameters_change_places_is_reported(migrate: Migrate) -> None:
+    """Keys, order and shapes are what they were, and every state belongs to the other one."""
+    swap = 'w["a.w"], w["b.w"] = w["b.w"], w["a.w"]'
+    text = f'"""X."""\ndef handle(ckpt):\n    w = ckpt["state_dict"]\n    {swap}\n    return ckpt\n'
+
+    _, report = migrate(marked(["a.w", "b.w"]), text)
+
+    assert report.optimizer_not_followed == ("0001_x",)
+
+
 def test_function_that_says_what_it_renames_is_followed(migrate: Migrate) -> None:
     """It puts the key at the end, which is not to mean that the parameter comes last."""
     ckpt, report = migrate(marked(["a.w", "b.w"], names=[["a.w", "b.w"]]), RENAMES)

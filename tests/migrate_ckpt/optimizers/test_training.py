@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,20 @@ import pytest
 import torch
 from torch import nn
 
+from migrate_ckpt.changes import Change, apply_changes
 from migrate_ckpt.files import read_checkpoint, write_checkpoint
+from migrate_ckpt.formats import open_container
+from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.history import History, ckpt_migration_key, records_key
+from migrate_ckpt.migration import Migration
 from migrate_ckpt.operations import Operation, concat, follow, reindex, rename, split
 from migrate_ckpt.optimizers.declaration import Follow
 from migrate_ckpt.optimizers.rules import OptimizerRules
 from migrate_ckpt.optimizers.undo import apply_undoably
+from migrate_ckpt.outline import OutlineEntry, outline
+from migrate_ckpt.plan import make_plan
+from migrate_ckpt.preview import preview_plan
+from migrate_ckpt.runner import run_plan
 
 from .networks import (
     FromOne,
@@ -213,6 +223,15 @@ def test_training_that_does_not_take_its_optimizer_along_goes_another_way(tmp_pa
         assert_goes_on(Old, Swapped, SWAP, rules, over_all(OPTIMIZERS["Adam"]), tmp_path)
 
 
+def outlined(entries: Iterable[OutlineEntry]) -> dict[tuple[str, ...], Any]:
+    history = {(ckpt_migration_key,), (records_key,)}
+    return {
+        entry.path: (entry.kind, entry.dtype, entry.shape, entry.text)
+        for entry in entries
+        if entry.path[:1] not in history
+    }
+
+
 OVER = pytest.mark.parametrize("over", [over_all, over_names], ids=["parameters", "named"])
 
 
@@ -257,3 +276,39 @@ def test_way_there_and_back_is_the_same_bytes(name: str, over: Any, tmp_path: Pa
 
     write_checkpoint(ckpt, tmp_path / "back.ckpt")
     assert (tmp_path / "back.ckpt").read_bytes() == file.read_bytes()
+
+
+@OVER
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_plan_without_bytes_foretells_the_optimizer(case: Case, over: Any, tmp_path: Path) -> None:
+    old, _, operations, rules = case
+    file = saved_by(old, over, tmp_path / "old.ckpt")
+    listed = tuple(operations)
+    migration = Migration(
+        "0001_x",
+        lambda ckpt: ckpt,
+        operations=listed,
+        optimizer=OptimizerRules((rules,)),
+    )
+    plan = make_plan([migration], History())
+
+    with FileSource(file) as source:
+        container = open_container(source)
+        preview = preview_plan(container, plan, [migration], max_changes=None).steps[0].preview
+        # Nothing was looked at but the pickle.
+        assert "mapped" not in vars(container)
+    ckpt, _ = run_plan(read_checkpoint(file), plan, [migration])
+
+    assert preview is not None
+    assert preview.changes is not None
+    # Entries are compared by all they say, and by a content that is only known while a plan is made.
+    before = [replace(entry, content=None) for entry in outline(read_checkpoint(file))]
+    changes = [
+        Change(
+            change.kind,
+            change.before and replace(change.before, content=None),
+            change.after and replace(change.after, content=None),
+        )
+        for change in preview.changes
+    ]
+    assert outlined(apply_changes(before, changes)) == outlined(outline(ckpt))
