@@ -43,6 +43,8 @@ ROUTES: Mapping[str, Scope | Literal["open"]] = {
     "DELETE /jobs/{job_id}": "migrate",
     "GET /jobs/{job_id}/result": "migrate",
     "GET /jobs/{job_id}/events": "migrate",
+    "GET /jobs/{job_id}/deliveries": "migrate",
+    "POST /jobs/{job_id}/deliveries": "migrate",
     "GET /migrations": "read",
     "GET /migrations/{name}": "read",
     "GET /version": "read",

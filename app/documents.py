@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from app.jobs.delivery import DeliveryStatus
 from app.jobs.job import Status
 from migrate_ckpt import Policy
 
@@ -198,6 +199,7 @@ class Job(TypedDict):
     size: int | None
     source: str | None
     destination: str | None
+    callback: str | None
     created: str
     started: str | None
     ended: str | None
@@ -211,6 +213,34 @@ class Job(TypedDict):
 @_closed
 class JobList(TypedDict):
     jobs: list[Job]
+
+
+@_closed
+class DeliveryAttempt(TypedDict):
+    """One attempt to tell of a job's end; without `at` it is still to be made, at the time that `due` says."""
+
+    due: str | None
+    at: str | None
+    seconds: float | None
+    status: int | None
+    error: str | None
+
+
+@_closed
+class Delivery(TypedDict):
+    """The message that a job has ended, on its way to the job's callback; `webhook_id` is the same over all."""
+
+    number: int
+    webhook_id: str
+    url: str
+    event: str | None
+    status: DeliveryStatus
+    attempts: list[DeliveryAttempt]
+
+
+@_closed
+class DeliveryList(TypedDict):
+    deliveries: list[Delivery]
 
 
 @_closed

@@ -106,6 +106,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                     sets=sets,
                     sandbox=sandbox,
                     admission=app.state.admission,
+                    telemetry=app.state.telemetry,
                     scratch_root=scratch_root,
                 ) as app.state.jobs,
             ):

@@ -23,6 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.errors import STATUSES
+from app.jobs.delivery import Attempt
 from app.request_facts import RequestFacts
 from app.run_facts import RunFacts
 
@@ -102,6 +103,11 @@ class Metrics:
             "set",
             "migration",
         )
+        self._deliveries = self._counter(
+            "callback_attempts",
+            "Attempts to tell of a job's end: delivered, failed, given_up.",
+            "outcome",
+        )
         self.registry.register(LiveCollector(live))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -123,6 +129,10 @@ class Metrics:
             self._peak_bytes.observe(run.peak_bytes)
         if run.migration_set is not None:
             self._observe_migrations(run, run.migration_set.name)
+
+    def observe_delivery(self, attempt: Attempt) -> None:
+        outcome = "failed" if attempt.delay_seconds is not None else "given_up"
+        self._deliveries.labels("delivered" if attempt.is_delivered else outcome).inc()
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that is asked for, and its media type."""

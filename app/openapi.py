@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from app.access import ROUTES
 from app.errors import STATUSES
 from app.forms import FILE_PART
-from app.parameters import FORMATS, POLICIES, RUN_PARAMETERS
+from app.parameters import CALLBACK, FORMATS, POLICIES, RUN_PARAMETERS
 
 _BYTES = {"type": "string", "format": "binary"}
 
@@ -34,6 +34,10 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "changes": {
         "description": "Try the migrations out, and say for each what it would add, remove, change and rename.",
         "schema": {"type": "boolean", "default": False},
+    },
+    "callback": {
+        "description": "Of a job: the URL that is told when it has ended.",
+        "schema": {"type": "string"},
     },
     "format": {
         "description": "The format to answer with; the one that came in where it is absent.",
@@ -114,7 +118,8 @@ def takes_checkpoint(
     """Return the part of an operation that says which body and which parameters it takes."""
     content: dict[str, Any] = {
         "application/octet-stream": {"schema": _BYTES},
-        "multipart/form-data": {"schema": _form(parameters)},
+        # Whom to tell is no field of the form.
+        "multipart/form-data": {"schema": _form([p for p in parameters if p != CALLBACK])},
     }
     if order is not None:
         content["application/json"] = {"schema": order}

@@ -12,6 +12,8 @@ from migrate_ckpt import Format, Policy
 _SHARED_PARAMETERS = ("set", "to", "policy", "allow_unknown_history")
 PLAN_PARAMETERS = (*_SHARED_PARAMETERS, "changes")
 RUN_PARAMETERS = (*_SHARED_PARAMETERS, "format")
+CALLBACK = "callback"
+JOB_PARAMETERS = (*RUN_PARAMETERS, CALLBACK)
 
 # Longer than any file name, which all of them are or resemble.
 MAX_VALUE_CHARACTERS = 512

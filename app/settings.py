@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import os
 import re
@@ -17,6 +18,7 @@ from pydantic import (
     DirectoryPath,
     Field,
     FilePath,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     SecretStr,
@@ -110,6 +112,20 @@ class Settings(BaseSettings):
     allowed_destinations: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="The folders and buckets that jobs may write results to."
     )
+    allowed_callbacks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="The hosts and paths that may be told when a job has ended."
+    )
+    callback_secret: SecretStr | None = Field(
+        None,
+        description="What callbacks are signed with: whsec_ and base64; several while one is replaced.",
+    )
+    callback_secret_file: FilePath | None = Field(
+        None, description="The same, in a file that is read at the start."
+    )
+    callback_delays_seconds: Annotated[tuple[NonNegativeFloat, ...], NoDecode] = Field(
+        (),
+        description="The pauses between the attempts of a callback; the standard's where it is empty.",
+    )
     allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (),
         description="The networks, beside public ones, that the service may connect to for a job.",
@@ -152,6 +168,28 @@ class Settings(BaseSettings):
             path.read_text(encoding="utf-8")
         return path
 
+    @field_validator("callback_secret_file")
+    @classmethod
+    def _holds_secrets(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            _webhook_secrets(path.read_text(encoding="utf-8"))
+        return path
+
+    @field_validator("callback_secret")
+    @classmethod
+    def _are_secrets(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            _webhook_secrets(secret.get_secret_value())
+        return secret
+
+    @cached_property
+    def callback_secrets(self) -> tuple[str, ...]:
+        """All secrets that callbacks are signed with, the first one first."""
+        texts = [] if self.callback_secret is None else [self.callback_secret.get_secret_value()]
+        if self.callback_secret_file is not None:
+            texts.append(self.callback_secret_file.read_text(encoding="utf-8"))
+        return _webhook_secrets(" ".join(texts))
+
     @cached_property
     def allowed_globals(self) -> tuple[str, ...] | None:
         """What that file lists, read once."""
@@ -163,6 +201,8 @@ class Settings(BaseSettings):
         "cors_origins",
         "allowed_sources",
         "allowed_destinations",
+        "allowed_callbacks",
+        "callback_delays_seconds",
         "allowed_networks",
         mode="before",
     )
@@ -170,7 +210,7 @@ class Settings(BaseSettings):
     def _split(cls, texts: object) -> object:
         return texts.replace(",", " ").split() if isinstance(texts, str) else texts
 
-    @field_validator("allowed_sources", "allowed_destinations")
+    @field_validator("allowed_sources", "allowed_destinations", "allowed_callbacks")
     @classmethod
     def _are_folders(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         for text in texts:
@@ -192,6 +232,19 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
         return folder and folder.resolve()
+
+
+def _webhook_secrets(text: str) -> tuple[str, ...]:
+    """Return the secrets in a text; what is none is refused without being told."""
+    secrets = tuple(text.replace(",", " ").split())
+    for secret in secrets:
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
+            raise ValueError("a secret is whsec_ and the base64 of 24 to 64 random bytes")
+    return secrets
 
 
 def read_settings() -> Settings:
@@ -219,4 +272,6 @@ def _refuse_misspelt(names: Iterable[str]) -> None:
 
 def _describe(error: ErrorDetails) -> str:
     name = PREFIX + str(error["loc"][0]).upper()
-    return f"{name}={os.environ.get(name, error['input'])} cannot be used: {error['msg']}"
+    is_secret = str(error["loc"][0]) in ("tokens", "callback_secret")
+    value = "" if is_secret else f"={os.environ.get(name, error['input'])}"
+    return f"{name}{value} cannot be used: {error['msg']}"

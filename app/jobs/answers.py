@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi import Request, Response
 from app.ascii_json import AsciiJSONResponse
 from app.errors import RunFailed, ServiceError
 from app.filenames import attachment, migrated_name
+from app.jobs.delivery import DeliveryState
 from app.jobs.intake import find_office, take_job
 from app.jobs.job import Job
 from app.jobs.office import JobOffice
@@ -18,7 +20,7 @@ from app.jobs.preferences import read_preferences
 from app.jobs.results import KeptResult
 from app.ranged_file import RangedFile
 from app.responses import FILE_TYPE, JSON_TYPE, ZIP_TYPE, new_extension
-from app.storage.locations import parse_location
+from app.storage.locations import parse_address, parse_location
 
 # When to look again at a job that has not ended.
 RETRY_AFTER_SECONDS = 1
@@ -35,6 +37,7 @@ async def describe(job: Job, office: JobOffice) -> dict[str, Any]:
         "size": _size(job),
         "source": job.request.source and _shown(job.request.source),
         "destination": job.request.destination and _shown(job.request.destination),
+        "callback": job.request.callback and _shown(job.request.callback),
         "created": _date(job.created),
         "started": _date(job.started),
         "ended": _date(job.ended),
@@ -43,6 +46,56 @@ async def describe(job: Job, office: JobOffice) -> dict[str, Any]:
         "report": job.outcome and job.outcome["report"],
         "result": kept and _describe_result(job, kept),
         "problem": job.problem and _describe_problem(job.problem),
+    }
+
+
+async def describe_deliveries(job: Job, office: JobOffice) -> dict[str, Any]:
+    """Return the document of a job's deliveries, each with its attempts."""
+    states = await office.engine.deliveries(job.id)
+    numbers = sorted({state.delivery.number for state in states})
+    each = [[s for s in states if s.delivery.number == number] for number in numbers]
+    return {"deliveries": [_describe_delivery(attempts) for attempts in each]}
+
+
+def _describe_delivery(states: Sequence[DeliveryState]) -> dict[str, Any]:
+    last = states[-1]
+    status = "sending" if last.is_running else "scheduled"
+    if last.attempt is not None:
+        status = "delivered" if last.attempt.is_delivered else "failed"
+    return {
+        "number": last.delivery.number,
+        "webhook_id": last.delivery.webhook_id,
+        "url": _shown(last.delivery.url),
+        "event": last.delivery.event,
+        "status": status,
+        "attempts": [
+            {
+                "due": _date(state.delivery.due or None),
+                "at": _date(state.attempt.at if state.attempt else None),
+                "seconds": state.attempt and state.attempt.seconds,
+                "status": state.attempt and state.attempt.status,
+                "error": state.attempt and state.attempt.error,
+            }
+            for state in states
+        ],
+    }
+
+
+def describe_briefly(job: Job) -> dict[str, Any]:
+    """Return what fits into a message: of the report only what the header says, of a problem only why."""
+    problem = job.problem and _describe_problem(job.problem)
+    return {
+        "id": job.id,
+        "status": job.status,
+        "url": f"/jobs/{job.id}",
+        "filename": job.request.filename,
+        "size": _size(job),
+        "source": job.request.source and _shown(job.request.source),
+        "destination": job.request.destination and _shown(job.request.destination),
+        "created": _date(job.created),
+        "ended": _date(job.ended),
+        "report": job.outcome and json.loads(job.outcome["header"]),
+        "problem": problem and {name: problem[name] for name in ("error_type", "detail")},
     }
 
 
@@ -55,7 +108,7 @@ def _size(job: Job) -> int | None:
 
 def _shown(url: str) -> str:
     """Return a URL without its query, which may hold a signature."""
-    return str(parse_location(url))
+    return str(parse_address(url) if url.startswith("http") else parse_location(url))
 
 
 def _describe_result(job: Job, kept: KeptResult) -> dict[str, Any]:

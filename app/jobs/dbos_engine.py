@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any, ParamSpec, TypeVar
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, WorkflowStatus
 
 from app.errors import ServiceError
+from app.jobs.delivery import Attempt, Delivery, DeliveryState
 from app.jobs.engine import MAX_TRIES, Say, Work
 from app.jobs.job import Job, JobRequest, Progress, Status
 from migrate_ckpt import MigrateCkptError
@@ -34,7 +36,12 @@ EXECUTOR_ID = "migrate-ckpt"
 APPLICATION_VERSION = "1"
 QUEUE = "jobs"
 WORKFLOW = "job"
+DELIVERIES = "deliveries"
+DELIVERY = "delivery"
 PROGRESS = "progress"
+
+# Receivers that do not answer hold up no more than so many at once.
+DELIVERIES_AT_ONCE = 8
 
 # How soon a new job is seen.
 QUEUE_POLL_SECONDS = 0.25
@@ -110,11 +117,19 @@ class DbosEngine:
         await asyncio.to_thread(DBOS.cancel_workflow, job_id)
         if job_id in self._running:
             await self._end_steps([self._running[job_id]])
+        if job.request.callback is not None:
+            await self.deliver(Delivery(job_id, job.request.callback))
 
     async def jobs(
         self, *, status: Status | None = None, limit: int = 50, offset: int = 0
     ) -> Sequence[Job]:
         return await asyncio.to_thread(self._jobs, status, limit, offset)
+
+    async def deliver(self, delivery: Delivery) -> None:
+        await asyncio.to_thread(_enqueue_delivery, delivery)
+
+    async def deliveries(self, job_id: str) -> Sequence[DeliveryState]:
+        return await asyncio.to_thread(_deliveries, job_id)
 
     async def forget(self, *, before: float) -> None:
         await asyncio.to_thread(self._forget, before)
@@ -135,10 +150,20 @@ class DbosEngine:
         def job(request: dict[str, Any]) -> dict[str, Any]:
             return self._run(JobRequest.from_dict(request))
 
+        @DBOS.workflow(name=DELIVERY)
+        def delivery(given: dict[str, Any]) -> dict[str, Any]:
+            return self._deliver(Delivery.from_dict(given))
+
         DBOS.launch()
         DBOS.register_queue(
             QUEUE,
             worker_concurrency=self._concurrency,
+            polling_interval_sec=QUEUE_POLL_SECONDS,
+            on_conflict="always_update",
+        )
+        DBOS.register_queue(
+            DELIVERIES,
+            worker_concurrency=DELIVERIES_AT_ONCE,
             polling_interval_sec=QUEUE_POLL_SECONDS,
             on_conflict="always_update",
         )
@@ -151,7 +176,27 @@ class DbosEngine:
             if "problem" in outcome:
                 break
         self._in_loop(request.id, lambda: self._work.end(request)).result()
+        if request.callback is not None:
+            _enqueue_delivery(Delivery(request.id, request.callback))
         return outcome
+
+    def _deliver(self, delivery: Delivery) -> dict[str, Any]:
+        """Make one attempt, in the thread that DBOS has given it, and see to the next one."""
+        made = DBOS.run_step({"name": "attempt"}, self._attempt, delivery)
+        attempt = Attempt(**made["attempt"]) if made else None
+        if attempt is not None and attempt.delay_seconds is not None:
+            due = attempt.at + attempt.seconds + attempt.delay_seconds
+            _enqueue_delivery(Delivery.from_dict(made["delivery"]).next(due=due))
+        return made
+
+    def _attempt(self, delivery: Delivery) -> dict[str, Any]:
+        attempting = self._in_loop(
+            delivery.id, lambda: self._work.deliver(delivery, self.status)
+        ).result()
+        if attempting is None:
+            return {}
+        sent, attempt = attempting
+        return {"delivery": sent.to_dict(), "attempt": asdict(attempt)}
 
     def _run_step(
         self, request: JobRequest, name: str, before: Mapping[str, Any]
@@ -279,7 +324,39 @@ class DbosEngine:
         rows = DBOS.list_workflows(
             name=WORKFLOW, completed_before=when, load_input=False, load_output=False
         )
-        DBOS.delete_workflows([row.workflow_id for row in rows])
+        jobs = [row.workflow_id for row in rows]
+        attempts = DBOS.list_workflows(
+            name=DELIVERY, completed_before=when, load_input=False, load_output=False
+        )
+        DBOS.delete_workflows([*jobs, *(row.workflow_id for row in attempts)])
+
+
+def _enqueue_delivery(delivery: Delivery) -> None:
+    DBOS.enqueue_workflow_with_options(
+        {
+            "workflow_name": DELIVERY,
+            "queue_name": DELIVERIES,
+            "workflow_id": delivery.id,
+            "app_version": APPLICATION_VERSION,
+            "delay_seconds": max(delivery.due - time.time(), 0.0),
+        },
+        delivery.to_dict(),
+    )
+
+
+def _deliveries(job_id: str) -> list[DeliveryState]:
+    rows = DBOS.list_workflows(name=DELIVERY, workflow_id_prefix=f"{job_id}.")
+    states = [_to_delivery(row) for row in rows]
+    return sorted(states, key=lambda state: (state.delivery.number, state.delivery.attempt))
+
+
+def _to_delivery(row: WorkflowStatus) -> DeliveryState:
+    assert row.input is not None
+    delivery = Delivery.from_dict(row.input["args"][0])
+    if not row.output:
+        return DeliveryState(delivery, is_running=row.status == "PENDING")
+    sent = Delivery.from_dict(row.output["delivery"])
+    return DeliveryState(sent, attempt=Attempt(**row.output["attempt"]))
 
 
 def _positions() -> dict[str, int]:

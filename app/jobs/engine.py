@@ -1,4 +1,4 @@
-"""The port to whatever keeps the jobs and has them carried out: five calls, and plain data on both sides.
+"""The port to whatever keeps the jobs and has them carried out: a few calls, and plain data on both sides.
 
 An engine keeps these promises, and `tests/app/jobs/test_engine.py` holds it to them:
 
@@ -7,6 +7,8 @@ An engine keeps these promises, and `tests/app/jobs/test_engine.py` holds it to 
   one that was interrupted by the end of its process is, when a worker runs again.
 * A job whose process has ended in the middle of it `MAX_TRIES` times is given up.
 * Cancelling a job cancels the step that it is in, within a second.
+* The delivery of a job that names a callback is put on its way when the job has ended, however it did, and
+  each attempt of it is made once it is due; one that was interrupted is made again.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from app.jobs.delivery import Attempt, Delivery, DeliveryState
 from app.jobs.job import Job, JobRequest, Progress, Status
 
 MAX_TRIES = 3
 
 Say = Callable[[Progress], None]
+Find = Callable[[str], Awaitable[Job | None]]
 # Takes what the step before it returned. A "problem" in what it returns ends the job.
 Step = Callable[[JobRequest, Mapping[str, Any], Say], Awaitable[dict[str, Any]]]
 
@@ -33,6 +37,9 @@ class Work(Protocol):
 
     async def end(self, request: JobRequest) -> None:
         """Clear away what is left of a job whose outcome is decided."""
+
+    async def deliver(self, delivery: Delivery, find: Find) -> tuple[Delivery, Attempt] | None:
+        """Make one attempt; return what was sent, and what became of it, or None where there is no such job."""
 
 
 class JobEngine(Protocol):
@@ -52,6 +59,12 @@ class JobEngine(Protocol):
         self, *, status: Status | None = None, limit: int = 50, offset: int = 0
     ) -> Sequence[Job]:
         """Return jobs, the newest first."""
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Put a delivery on its way, unless it is already."""
+
+    async def deliveries(self, job_id: str) -> Sequence[DeliveryState]:
+        """Return the attempts of a job's deliveries, in their order."""
 
     async def forget(self, *, before: float) -> None:
         """Forget the jobs that have ended before this time, in seconds since 1970."""

@@ -13,7 +13,7 @@ from app.errors import ServiceError
 from app.jobs.job import Job, JobRequest
 from app.jobs.office import JobOffice
 from app.jobs.preferences import read_idempotency_key
-from app.parameters import RUN_PARAMETERS, check_query, read_parameters
+from app.parameters import CALLBACK, JOB_PARAMETERS, RUN_PARAMETERS, check_query, read_parameters
 from app.run_request import UPLOAD_NAME
 from app.runs import take_upload
 from app.scratch import Scratch
@@ -51,8 +51,11 @@ async def take_job(request: Request, *, filename: str | None = None) -> Job:
     admission: Admission = request.app.state.admission
     sets: MigrationSets = request.app.state.sets
     # What can be refused before the body is read, is.
-    check_query(request.query_params.multi_items(), RUN_PARAMETERS)
     query = request.query_params.multi_items()
+    check_query(query, JOB_PARAMETERS)
+    callback, query = _take_callback(query)
+    if callback is not None:
+        office.callbacks.refuse(callback)
     sets.current.find(read_parameters(query).set)
     job_id = new_job_id(request)
     declared = declared_bytes(request, max_bytes=request.app.state.settings.max_upload_bytes)
@@ -64,11 +67,31 @@ async def take_job(request: Request, *, filename: str | None = None) -> Job:
             parameters = read_parameters([*query, *upload.fields])
             sets.current.find(parameters.set)
             asked = JobRequest(
-                job_id, upload.filename or filename, upload.size, upload.digest, parameters
+                job_id,
+                upload.filename or filename,
+                upload.size,
+                upload.digest,
+                parameters,
+                callback=callback,
             )
             return await office.accept(asked, scratch.folder / UPLOAD_NAME)
         finally:
             scratch.remove()
+
+
+def _take_callback(
+    query: list[tuple[str, str]],
+) -> tuple[str | None, list[tuple[str, str]]]:
+    """Return the callback of a query, and what the rest of it says.
+
+    Raises:
+        ServiceError: it is given twice.
+    """
+    given = [value for name, value in query if name == CALLBACK]
+    if len(given) > 1:
+        message = f'The parameter "{CALLBACK}" is given more than once.'
+        raise ServiceError("invalid_parameter", message, parameter=CALLBACK)
+    return next(iter(given), None), [each for each in query if each[0] != CALLBACK]
 
 
 def new_job_id(request: Request) -> str:

@@ -24,6 +24,7 @@ class JobRequest:
         source: the URL of the checkpoint, where it is not an upload.
         destination: the URL to write the result to, where it is not kept here.
         overwrite: whether what is at the destination may be replaced.
+        callback: the URL that is told when the job has ended.
     """
 
     id: str
@@ -34,6 +35,7 @@ class JobRequest:
     source: str | None = None
     destination: str | None = None
     overwrite: bool = False
+    callback: str | None = None
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> JobRequest:
@@ -48,7 +50,7 @@ class JobRequest:
 
     @property
     def _work(self) -> tuple[object, ...]:
-        where = (self.source, self.destination, self.overwrite)
+        where = (self.source, self.destination, self.overwrite, self.callback)
         return (self.digest, *where, self.parameters)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from app.admission import Admission
 from app.errors import ServiceError
+from app.jobs.delivery import Delivery
 from app.jobs.engine import JobEngine
 from app.jobs.folders import JobFolders, sole_user
 from app.jobs.job import Job, JobRequest
@@ -23,7 +24,9 @@ from app.sets import MigrationSets
 from app.settings import PREFIX, Settings, SettingsError
 
 if TYPE_CHECKING:
+    from app.jobs.callbacks import Callbacks
     from app.storage.transfers import Transfers
+    from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class JobOffice:
         folders: JobFolders,
         results: Results,
         transfers: Transfers,
+        callbacks: Callbacks,
         *,
         is_stopping: Callable[[], bool],
     ) -> None:
@@ -52,6 +56,7 @@ class JobOffice:
         self.folders = folders
         self.results = results
         self.transfers = transfers
+        self.callbacks = callbacks
         self._accepting = asyncio.Lock()
 
     async def accept(self, request: JobRequest, upload: Path | None = None) -> Job:
@@ -106,6 +111,21 @@ class JobOffice:
         await asyncio.to_thread(self.folders.remove, job_id)
         return await self.find(job_id)
 
+    async def redeliver(self, job: Job) -> None:
+        """Have the end of a job told once more, from the first attempt on.
+
+        Raises:
+            ServiceError: it names no callback, or has not ended.
+        """
+        if job.request.callback is None:
+            raise ServiceError("no_callback", "This job names no callback.")
+        if not job.has_ended:
+            message = f"The job is {job.status}; its end is told when it has ended."
+            raise ServiceError("job_not_ended", message, retryable=True)
+        there_are = await self.engine.deliveries(job.id)
+        number = 1 + max((state.delivery.number for state in there_are), default=-1)
+        await self.engine.deliver(Delivery(job.id, job.request.callback, number))
+
     async def result(self, job: Job) -> KeptResult | None:
         """Return the result of a job that succeeded, if it is kept still."""
         if job.outcome is None:
@@ -118,6 +138,9 @@ class JobOffice:
         for job_id in await asyncio.to_thread(self.folders.ids):
             async with self._accepting:
                 job = await self.engine.status(job_id)
+                if job is not None and job.has_ended and job.request.callback is not None:
+                    # Of a job that was given up nobody has put it on its way.
+                    await self.engine.deliver(Delivery(job.id, job.request.callback))
                 if job is None or job.has_ended:
                     await asyncio.to_thread(self.folders.remove, job_id)
         await self.engine.forget(before=time.time() - REMEMBERED_SECONDS)
@@ -152,6 +175,7 @@ async def open_office(
     sets: MigrationSets,
     sandbox: Sandbox,
     admission: Admission,
+    telemetry: Telemetry,
     scratch_root: Path,
 ) -> AsyncIterator[JobOffice | None]:
     """Carry out jobs as long as the block lasts; None where the settings name no folder for them.
@@ -163,6 +187,7 @@ async def open_office(
         yield None
         return
     # Loaded only here: it takes two seconds, and not every service has it.
+    from app.jobs.callbacks import Callbacks
     from app.jobs.dbos_engine import DbosEngine
     from app.jobs.work import MigrationWork
     from app.storage.transfers import Transfers
@@ -175,6 +200,7 @@ async def open_office(
             max_bytes=settings.max_result_bytes,
         )
         transfers = Transfers.from_settings(settings)
+        callbacks = Callbacks.from_settings(settings)
         work = MigrationWork(
             settings=settings,
             sets=sets,
@@ -183,6 +209,8 @@ async def open_office(
             folders=folders,
             results=results,
             transfers=transfers,
+            callbacks=callbacks,
+            telemetry=telemetry,
             scratch_root=scratch_root,
         )
         engine = DbosEngine(
@@ -190,7 +218,12 @@ async def open_office(
             concurrency=settings.max_concurrent_runs,
         )
         office = JobOffice(
-            engine, folders, results, transfers, is_stopping=lambda: admission.is_stopping
+            engine,
+            folders,
+            results,
+            transfers,
+            callbacks,
+            is_stopping=lambda: admission.is_stopping,
         )
         logger.info("Jobs are kept in %s; %s", settings.data_folder, ONE_REPLICA)
         async with engine.run_worker(work):

@@ -32,6 +32,9 @@ class JobOrder(BaseModel):
         max_length=MAX_CHARACTERS,
         description="The URL to write the result to; without one it is kept here for a while.",
     )
+    callback: str | None = Field(
+        None, max_length=MAX_CHARACTERS, description="The URL that is told when the job has ended."
+    )
     overwrite: bool = Field(False, description="Replace what is at the destination.")
     set: str = Field("default", max_length=MAX_VALUE_CHARACTERS)
     to: str | None = Field(None, max_length=MAX_VALUE_CHARACTERS)
@@ -65,6 +68,8 @@ async def take_order(request: Request) -> Job:
     sets.current.find(order.set)
     # The client learns at once, and not from a job that fails.
     source, _ = office.transfers.parse(order.source, order.destination)
+    if order.callback is not None:
+        office.callbacks.refuse(order.callback)
     asked = JobRequest(
         job_id,
         source.name,
@@ -74,6 +79,7 @@ async def take_order(request: Request) -> Job:
         source=order.source,
         destination=order.destination,
         overwrite=order.overwrite,
+        callback=order.callback,
     )
     return await office.accept(asked)
 

@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 from app.admission import Admission
 from app.copying import Tell
 from app.errors import RunFailed, ServiceError
-from app.jobs.engine import Say, Step
+from app.jobs.callbacks import Callbacks, compose
+from app.jobs.delivery import Attempt, Delivery
+from app.jobs.engine import Find, Say, Step
 from app.jobs.folders import JobFolders
 from app.jobs.job import JobRequest, Progress
 from app.jobs.results import KeptResult, Results
@@ -30,6 +32,7 @@ from app.settings import Settings
 from app.storage.local_files import open_file, refuse_changed
 from app.storage.locations import Location
 from app.storage.transfers import Transfers
+from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class MigrationWork:
         folders: JobFolders,
         results: Results,
         transfers: Transfers,
+        callbacks: Callbacks,
+        telemetry: Telemetry,
         scratch_root: Path,
     ) -> None:
         self._settings = settings
@@ -68,6 +73,8 @@ class MigrationWork:
         self._folders = folders
         self._results = results
         self._transfers = transfers
+        self._callbacks = callbacks
+        self._telemetry = telemetry
         self._scratch_root = scratch_root
         self.steps: Mapping[str, Step] = {
             "fetch": self._fetch,
@@ -77,6 +84,20 @@ class MigrationWork:
 
     async def end(self, request: JobRequest) -> None:
         await asyncio.to_thread(self._folders.remove, request.id)
+
+    async def deliver(self, delivery: Delivery, find: Find) -> tuple[Delivery, Attempt] | None:
+        composed = await compose(delivery, find)
+        if composed is None:
+            return None
+        attempt = await self._callbacks.attempt(composed)
+        self._telemetry.metrics.observe_delivery(attempt)
+        logger.info(
+            "callback of job %s, attempt %d: %s",
+            delivery.job_id,
+            delivery.attempt + 1,
+            attempt.error or "delivered",
+        )
+        return composed, attempt
 
     async def _fetch(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
@@ -164,29 +185,37 @@ class MigrationWork:
         progress = Progress("migrate", 2, len(self.steps), total_bytes=size)
 
         def on_step(position: int, count: int, name: str) -> None:
+            facts.hear_of(name)
             say(replace(progress, migration=f"{name} ({position} of {count})"))
 
-        async with self._admission.turn(size):
-            if self._admission.is_stopping:
-                # What would begin now would not end; it begins when the service does.
-                await asyncio.Event().wait()
-            say(progress)
-            run = await asyncio.to_thread(
-                self._folders.begin_run,
-                request.id,
-                self._scratch_root,
-                with_upload="file" not in fetched,
-            )
-            try:
-                order = replace(order, scratch_folder=str(run))
-                with _opened(fetched) as source:
-                    await self._sandbox.run(
-                        order, label=f"of job {request.id}", on_step=on_step, source=source
-                    )
-                await asyncio.to_thread(_read_run, run)
-            except BaseException:
-                remove_tree(run)
-                raise
+        migration_set = self._sets.current.sets.get(order.set_name)
+        with self._telemetry.run("migrate", size, migration_set) as facts:
+            async with self._admission.turn(size):
+                if self._admission.is_stopping:
+                    # What would begin now would not end; it begins when the service does.
+                    await asyncio.Event().wait()
+                say(progress)
+                facts.begin()
+                run = await asyncio.to_thread(
+                    self._folders.begin_run,
+                    request.id,
+                    self._scratch_root,
+                    with_upload="file" not in fetched,
+                )
+                try:
+                    order = replace(order, scratch_folder=str(run))
+                    with _opened(fetched) as source:
+                        await self._sandbox.run(
+                            order,
+                            label=f"of job {request.id}",
+                            on_step=on_step,
+                            facts=facts,
+                            source=source,
+                        )
+                    facts.take(await asyncio.to_thread(_read_outcome, run))
+                except BaseException:
+                    remove_tree(run)
+                    raise
         return run
 
     async def _store(
@@ -330,8 +359,12 @@ def _digest_file(
     return digest.hexdigest()
 
 
+def _read_outcome(run: Path) -> dict[str, Any]:
+    return read_outcome(open_left_file(run / OUTCOME_NAME))
+
+
 def _read_run(run: Path) -> dict[str, Any]:
-    outcome = read_outcome(open_left_file(run / OUTCOME_NAME))
+    outcome = _read_outcome(run)
     if "error" in outcome:
         raise RunFailed.from_dict(outcome["error"])
     result: dict[str, Any] = outcome["result"]

@@ -12,15 +12,16 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.ascii_json import AsciiJSONResponse
+from app.documents import DeliveryList, JobList
 from app.documents import Job as JobDocument
-from app.documents import JobList
-from app.jobs.answers import answer_document, answer_result, describe
+from app.jobs.answers import answer_document, answer_result, describe, describe_deliveries
 from app.jobs.intake import find_office, take_job
 from app.jobs.job import Job, Status
 from app.jobs.office import POLL_SECONDS, JobOffice
 from app.jobs.orders import JobOrder, take_order
 from app.jobs.preferences import read_preferences
 from app.openapi import BODY_HEADERS, PROBLEMS, answers, takes_checkpoint, takes_headers
+from app.parameters import JOB_PARAMETERS
 from app.responses import FILE_TYPE, JSON_TYPE
 
 router = APIRouter(prefix="/jobs")
@@ -76,7 +77,9 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
     response_class=Response,
     responses=_ACCEPTED,
     openapi_extra=takes_checkpoint(
-        headers=("Idempotency-Key", *BODY_HEADERS), order=JobOrder.model_json_schema()
+        JOB_PARAMETERS,
+        headers=("Idempotency-Key", *BODY_HEADERS),
+        order=JobOrder.model_json_schema(),
     ),
     summary="Have a checkpoint migrated later: the one in the body, or one that lies elsewhere",
 )
@@ -137,6 +140,34 @@ async def result(request: Request, job_id: str) -> Response:
 @router.head("/{job_id}/result", include_in_schema=False)
 async def result_head(request: Request, job_id: str) -> Response:
     return await result(request, job_id)
+
+
+@router.get(
+    "/{job_id}/deliveries",
+    responses=answers(DeliveryList, "The deliveries."),
+    summary="Say how the job's end was told to its callback",
+)
+async def deliveries(request: Request, job_id: str) -> Response:
+    office = find_office(request)
+    job = await office.find(job_id)
+    return AsciiJSONResponse(await describe_deliveries(job, office))
+
+
+@router.post(
+    "/{job_id}/deliveries",
+    status_code=202,
+    response_class=Response,
+    responses={
+        202: {"model": DeliveryList, "description": "One more delivery is on its way."},
+        **PROBLEMS,
+    },
+    summary="Tell the job's end to its callback once more",
+)
+async def redeliver(request: Request, job_id: str) -> Response:
+    office = find_office(request)
+    job = await office.find(job_id)
+    await office.redeliver(job)
+    return AsciiJSONResponse(await describe_deliveries(job, office), 202)
 
 
 @router.get(

@@ -72,6 +72,18 @@ def parse_location(text: str) -> Location:
     return location
 
 
+def parse_address(text: str) -> Location:
+    """Take apart the URL of something on the web, which may be a host's first page.
+
+    Raises:
+        InvalidLocation: it is none.
+    """
+    location = _parse(text)
+    if location.scheme not in WEB:
+        raise InvalidLocation("it does not begin with https://")
+    return location
+
+
 def parse_folder(text: str) -> Location:
     """Take apart the URL of a folder, a bucket or a host, below which checkpoints may lie.
 
@@ -91,7 +103,9 @@ def is_below(location: Location, folder: Location) -> bool:
     """Return whether a location lies in a folder, whole names compared."""
     if location.scheme != folder.scheme or not _is_authority(location.authority, folder.authority):
         return False
-    return not folder.path.strip("/") or location.path.startswith(f"{folder.path}/")
+    path = location.path
+    is_itself = location.scheme in WEB and path.rstrip("/") == folder.path
+    return not folder.path.strip("/") or is_itself or path.startswith(f"{folder.path}/")
 
 
 def _is_authority(authority: str, allowed: str) -> bool:

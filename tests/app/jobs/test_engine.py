@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.errors import ServiceError
-from app.jobs.engine import MAX_TRIES, JobEngine, Say, Step
+from app.jobs.delivery import Attempt, Delivery
+from app.jobs.engine import MAX_TRIES, Find, JobEngine, Say, Step
 from app.jobs.job import Job, JobRequest, Progress
 from app.parameters import RunParameters
 
@@ -30,6 +32,9 @@ class Recorder:
         self.begun: list[str] = []
         self.cancelled: list[str] = []
         self.cleared: list[str] = []
+        self.delivered: list[str] = []
+        # How many attempts of a delivery fail.
+        self.failures = 0
         self._do = {"first": first or returns(at=1), "second": second or returns(at=2)}
         self.steps: Mapping[str, Step] = {
             "first": lambda *given: self._note("first", *given),
@@ -48,6 +53,22 @@ class Recorder:
 
     async def end(self, request: JobRequest) -> None:
         self.cleared.append(request.id)
+
+    async def deliver(self, delivery: Delivery, find: Find) -> tuple[Delivery, Attempt] | None:
+        while (job := await find(delivery.job_id)) is not None and not job.has_ended:
+            await asyncio.sleep(0.05)
+        if job is None:
+            return None
+        self.delivered.append(f"{delivery.id} {job.status}")
+        is_last = delivery.attempt >= self.failures
+        attempt = Attempt(
+            time.time(),
+            0.0,
+            200 if is_last else 500,
+            None if is_last else "no",
+            None if is_last else 0.1,
+        )
+        return replace(delivery, event=job.status, body="{}"), attempt
 
 
 def returns(**outcome: Any) -> Step:
@@ -299,5 +320,90 @@ def test_unknown_job_has_no_status(run: Any) -> None:
         async with working(Recorder()) as engine:
             assert await engine.status("nothing") is None
             await engine.cancel("nothing")
+
+    run(test)
+
+
+def with_callback(job_id: str) -> JobRequest:
+    return replace(ask(job_id), callback="https://example.org/hook")
+
+
+async def until_delivered(engine: JobEngine, job_id: str) -> list[int | None]:
+    """Wait for the end of a delivery; return what each attempt was answered with."""
+    while True:
+        states = await engine.deliveries(job_id)
+        attempts = [state.attempt for state in states]
+        if attempts and attempts[-1] is not None and attempts[-1].delay_seconds is None:
+            return [attempt and attempt.status for attempt in attempts]
+        await asyncio.sleep(0.05)
+
+
+def test_end_of_a_job_is_delivered_and_tried_again(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder()
+        work.failures = 2
+        async with working(work) as engine:
+            await engine.submit(with_callback("a"))
+            await engine.submit(ask("b"))
+            statuses = await until_delivered(engine, "a")
+            await until(engine, "b")
+            others = await engine.deliveries("b")
+
+        assert statuses == [500, 500, 200]
+        assert work.delivered == [f"a.0.{n} succeeded" for n in range(3)]
+        assert others == []
+
+    run(test)
+
+
+def test_end_of_a_job_that_failed_or_was_cancelled_is_delivered(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder(first=raises(ServiceError("no_space", "It is full.")))
+        async with working(work) as engine:
+            await engine.submit(with_callback("a"))
+            await until_delivered(engine, "a")
+        work = Recorder(first=hangs)
+        async with working(work) as engine:
+            await engine.submit(with_callback("b"))
+            while not work.begun:
+                await asyncio.sleep(0.05)
+            await engine.cancel("b")
+            await until_delivered(engine, "b")
+
+        assert work.delivered == ["b.0.0 cancelled"]
+
+    run(test)
+
+
+def test_delivery_that_waits_is_made_by_the_next_worker(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder()
+        work.failures = 1
+        async with working(work) as engine:
+            await engine.submit(with_callback("a"))
+            while not work.delivered:
+                await asyncio.sleep(0.02)
+        again = Recorder()
+        again.failures = 1
+        async with working(again) as engine:
+            await until_delivered(engine, "a")
+
+        assert [*work.delivered, *again.delivered][-1] == "a.0.1 succeeded"
+
+    run(test)
+
+
+def test_same_delivery_is_made_once(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder()
+        async with working(work) as engine:
+            await engine.submit(with_callback("a"))
+            await until_delivered(engine, "a")
+            await engine.deliver(Delivery("a", "https://example.org/hook"))
+            await engine.deliver(Delivery("a", "https://example.org/hook", 1))
+            while len(work.delivered) < 2:
+                await asyncio.sleep(0.05)
+
+        assert work.delivered == ["a.0.0 succeeded", "a.1.0 succeeded"]
 
     run(test)
