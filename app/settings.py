@@ -122,9 +122,10 @@ class Settings(BaseSettings):
     callback_secret_file: FilePath | None = Field(
         None, description="The same, in a file that is read at the start."
     )
+    # As Standard Webhooks proposes it: longer and longer, for four days.
     callback_delays_seconds: Annotated[tuple[NonNegativeFloat, ...], NoDecode] = Field(
-        (),
-        description="The pauses between the attempts of a callback; the standard's where it is empty.",
+        (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        description="The pauses between the attempts of a callback.",
     )
     allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (),

@@ -271,3 +271,10 @@ def test_secrets_come_from_a_file_too(tmp_path: Any) -> None:
     settings = Settings(migrations_folder=tmp_path, callback_secret_file=tmp_path / "secrets")
 
     assert settings.callback_secrets == (NEW_SECRET, SECRET)
+
+
+def test_callback_is_tried_for_days_unless_the_operator_says_otherwise(tmp_path: Any) -> None:
+    delays = Settings(migrations_folder=tmp_path).callback_delays_seconds
+
+    assert delays[0] == 5
+    assert 3 * 86400 < sum(delays) < 5 * 86400
