@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from migrate_ckpt.plan import Plan, make_plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import run_plan
 from migrate_ckpt.verifying import refuse_unmet
+
+logger = logging.getLogger(__name__)
 
 
 def migrate_ckpt(
@@ -66,6 +69,8 @@ def _run(
     migrations = load()
     migrated, report = run_plan(_copy(ckpt), plan, migrations, history_in_metadata=False)
     refuse_unmet(manifest, migrated, report)
+    if report.optimizer_not_followed:
+        logger.warning("optimizer not followed: %s", ", ".join(report.optimizer_not_followed))
     return migrated, [m for m in migrations if m.name in report.ran]
 
 

@@ -140,6 +140,8 @@ def _lossy_verb(call: ast.Call) -> str:
     name = _dotted(call.func)
     if name.removeprefix("operations.") in LOSSY_OPERATIONS:
         return name
+    if name.removeprefix("operations.") == "follow":
+        return next((f"follow({ast.unparse(k)})" for k in call.keywords if _gives_up(k)), "")
     if not isinstance(call.func, ast.Attribute):
         return ""
     method = call.func.attr
@@ -150,6 +152,12 @@ def _lossy_verb(call: ast.Call) -> str:
         if method in ("to", "type") and path.removeprefix("torch.").startswith(_COARSE_DTYPES):
             return f".{method}({path})"
     return ""
+
+
+def _gives_up(keyword: ast.keyword) -> bool:
+    """Whether what `follow` is told gives up an optimizer, or a state of it."""
+    value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+    return keyword.arg in ("states", "uncarried") and value == "drop"
 
 
 def _unanchored(tree: ast.Module) -> Iterator[Found]:

@@ -49,6 +49,13 @@ FOUND = {
     "a pop": ("MC007", {"0001_a.py": body("ckpt.pop('x', None)")}, [7]),
     "half precision": ("MC007", {"0001_a.py": body("ckpt['x'] = ckpt['x'].half()")}, [7]),
     "another dtype": ("MC007", {"0001_a.py": body("ckpt['x'] = ckpt['x'].to(torch.float16)")}, [7]),
+    "an optimizer given up": (
+        "MC007",
+        {
+            "0001_a.py": '"""A."""\noptimizer = follow(states="drop")\noperations = [rename("a", "b")]\n'
+        },
+        [2],
+    ),
     "a dropping operation": ("MC007", {"0001_a.py": f'"""A."""\n{LOSSY}'}, [2]),
     "replace": ("MC008", {"0001_a.py": body("x = 'a.b'.replace('module.', '')")}, [7]),
     "re.sub": ("MC008", {"0001_a.py": body("x = re.sub(r'module\\.', '', 'a')")}, [7]),

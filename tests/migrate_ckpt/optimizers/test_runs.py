@@ -14,6 +14,7 @@ from migrate_ckpt import cli
 from migrate_ckpt.errors import InvalidMigrationFile, MigrationFailed, OptimizerNotFollowed
 from migrate_ckpt.files import migrate_file, plan_file, read_checkpoint
 from migrate_ckpt.folder import read_folder
+from migrate_ckpt.in_memory import migrate_from_folder
 from migrate_ckpt.loader import get_folder_migrations
 from migrate_ckpt.report import Report
 
@@ -233,3 +234,22 @@ def test_report_is_json(migrate: Migrate) -> None:
     _, report = migrate(marked(["a.w", "b.w"]), SPLIT)
 
     assert json.loads(json.dumps(report.to_dict()))["optimizer"]["followed"] == ["0001_x"]
+
+
+def test_in_memory_what_is_not_followed_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ckpt, _ = migrate_from_folder(marked(["a.w", "b.w"]), write(tmp_path, FUNCTION))
+
+    assert caplog.messages == ["optimizer not followed: 0001_x"]
+    assert "z.w" in ckpt["state_dict"]
+
+
+def test_in_memory_the_optimizer_that_was_passed_in_stays_as_it_was(tmp_path: Path) -> None:
+    old = marked(["a.w", "b.w"])
+    before = facts(old)
+
+    ckpt, _ = migrate_from_folder(old, write(tmp_path, SPLIT))
+
+    assert moments(ckpt) == [0, 1, 1]
+    assert facts(old) == before
