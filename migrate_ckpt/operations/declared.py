@@ -20,9 +20,10 @@ def declared_migration(
     """Return the migration of a file, given what it has as `operations`.
 
     Raises:
-        InvalidMigrationFile: That is no list of operations, or an empty one.
+        InvalidMigrationFile: That is no list of operations, or an empty one and nothing is said of the optimizer.
     """
-    is_list = isinstance(operations, (list, tuple)) and len(operations) > 0
+    # A class that lists its modules in another order changes nothing but the optimizer.
+    is_list = isinstance(operations, (list, tuple)) and (operations or optimizer is not None)
     if not is_list or not all(isinstance(item, Operation) for item in operations):
         raise InvalidMigrationFile(
             f"The `operations` of {file.path.name} must be a list of operations, as in "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from migrate_ckpt.errors import NotInvertible, OptimizerNotFollowed
-from migrate_ckpt.operations.moves import KEEP, Move, list_keys
+from migrate_ckpt.operations.moves import Move, list_keys
 from migrate_ckpt.operations.paths import Path
 from migrate_ckpt.operations.patterns import KeyPattern
 from migrate_ckpt.operations.sections import StateDict, own_keys
@@ -34,7 +34,8 @@ class FollowedOptimizer:
     def __init__(self, optimizer: OptimizerState, model: StateDict, follow: Follow) -> None:
         self.optimizer = optimizer
         self.model = model
-        self.has_moved = False
+        # A declared order is one, whether any key moves or not.
+        self.has_moved = follow.order_after is not None
         self.reset: tuple[str, ...] = ()
         self._follow = follow
         self._added: tuple[str, ...] = ()
@@ -74,10 +75,8 @@ class FollowedOptimizer:
             self._slots = carried.slots
             self._added = (*_targets(self._added, moves), *carried.added)
             self.reset += carried.reset
-        elif all(move.action.for_moments() == KEEP for move in moves):
-            self._came_from = _origins(self._came_from, moves)
         else:
-            raise self._doubt
+            self._trace(moves, self._doubt)
         self.has_moved = True
 
     def finish(self, model: StateDict) -> None:
@@ -128,15 +127,39 @@ class FollowedOptimizer:
             arranges_keys=False,
         )
 
+    def _trace(self, moves: Sequence[Move], doubt: OptimizerNotFollowed) -> None:
+        """Note where keys come from, as long as no parameter is given up or made into others.
+
+        Names stand in for the states that nobody can tell.
+        """
+        may_be = may_be_parameter(self.model, self._follow.buffers)
+        targets: dict[str, str] = {}
+        for move in moves:
+            action = move.action.for_moments()
+            is_kept = action is not None and not action.reads
+            origins = list(action(move.sources)) if action is not None and is_kept else []
+            if any(may_be((key,)) for key in move.sources if key not in origins):
+                raise doubt
+            kept = dict(zip(move.targets, origins, strict=False))
+            targets |= {new: old for new, old in kept.items() if old is not None}
+            self._added += tuple(new for new, old in kept.items() if old is None)
+        gone = {key for move in moves for key in move.sources}
+        new = {key: self._came_from[old] for key, old in targets.items() if old in self._came_from}
+        self._came_from = {k: o for k, o in self._came_from.items() if k not in gone} | new
+
     def _refuse_renumbering(self, doubt: OptimizerNotFollowed, model: StateDict) -> None:
         """Refuse what would give a parameter another position, as nobody knows which have one."""
-        if self._follow.order_after is not None:
+        may_be = may_be_parameter(model, self._follow.buffers)
+        is_added = any(key in model and may_be((key,)) for key in self._added)
+        if self._follow.order_after is not None or is_added:
             raise doubt
         if all(key == old for key, old in self._came_from.items()):
             return
-        before, after = tree_order(self._then.keys), own_keys(model)
+        left = set(self._came_from.values())
+        before = [key for key in tree_order(self._then.keys) if key in left]
+        after = [key for key in own_keys(model) if key in self._came_from]
         why = doubt_of_change(before, after)
-        if why is None and [self._came_from.get(key) for key in tree_order(after)] != before:
+        if why is None and [self._came_from[key] for key in tree_order(after)] != before:
             why = "parameters get other positions"
         if why is not None:
             raise OptimizerNotFollowed(f"{doubt} It must be known, as {why}.", keys=doubt.keys)
@@ -168,13 +191,6 @@ def _targets(keys: Sequence[str], moves: Sequence[Move]) -> list[str]:
     """Return what has become of keys that are no parameters of the optimizer yet."""
     targets = {key: move.targets for move in moves for key in move.sources}
     return [new for key in keys for new in targets.get(key, (key,))]
-
-
-def _origins(came_from: Mapping[str, str], moves: Sequence[Move]) -> dict[str, str]:
-    """Return where each key came from, after moves that keep values as they are."""
-    new = {move.targets[0]: came_from[move.sources[0]] for move in moves}
-    gone = {move.sources[0] for move in moves}
-    return {key: old for key, old in came_from.items() if key not in gone} | new
 
 
 def _exactly(groups: Sequence[Sequence[Slot]]) -> tuple[tuple[KeyPattern, ...], ...]:

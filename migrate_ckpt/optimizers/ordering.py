@@ -25,6 +25,12 @@ class _Module:
     first: int
     last: int
     children: dict[str, _Module] = field(default_factory=dict)
+    tensors: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[list[str]]:
+        """The names of what is in it: of its own tensors, and of its children."""
+        return [self.tensors, list(self.children)]
 
 
 def tree_order(keys: Sequence[str]) -> list[str]:
@@ -69,13 +75,16 @@ def doubt_of_change(before: Sequence[str], after: Sequence[str]) -> str | None:
     for one, other in itertools.pairwise(kept):
         if places[one] > places[other]:
             return f"{one!r} and {other!r} have changed places, and both names were there before"
-    known = {module.path: list(module.children) for module in _tree(before)[1]}
+    known = {module.path: module.names for module in _tree(before)[1]}
     for module in _tree(after)[1]:
-        names = list(module.children)
-        numbers = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name)]
-        if numbers != sorted(numbers) and known.get(module.path) != names:
+        if module.names != known.get(module.path) and not all(map(_is_counted_up, module.names)):
             return f"the numbers below {module.path or 'the top'!r} are not in their order"
     return doubt_of_tree(after)
+
+
+def _is_counted_up(names: Sequence[str]) -> bool:
+    numbers = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name)]
+    return numbers == sorted(numbers)
 
 
 def declared_groups(
@@ -152,7 +161,7 @@ def _tree(keys: Iterable[str]) -> tuple[_Module, list[_Module]]:
     modules = [root]
     for place, key in enumerate(keys):
         module = root
-        *above, _ = key.split(".")
+        *above, last = key.split(".")
         for name in above:
             child = module.children.get(name)
             if child is None:
@@ -161,4 +170,5 @@ def _tree(keys: Iterable[str]) -> tuple[_Module, list[_Module]]:
                 modules.append(child)
             child.last = place
             module = child
+        module.tensors.append(last)
     return root, modules

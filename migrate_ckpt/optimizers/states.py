@@ -15,16 +15,26 @@ MAX_DEPTH = 6
 MAX_MEMBERS = 10_000
 """How many items of one list or mapping are looked into."""
 
+_MASTERS = ("fp32", "master")
+"""How the names begin that apex, fairseq and Megatron give the parameters' copies of full precision."""
+
 Position: TypeAlias = int | str
 """How an optimizer names a parameter: by its number, counted over all groups, or by its name (FSDP)."""
 
 
 @dataclass(frozen=True, eq=False)
 class OptimizerState:
-    """What `Optimizer.state_dict()` of torch gave: `state` by position, and `param_groups`."""
+    """What `Optimizer.state_dict()` of torch gave: `state` by position, and `param_groups`.
+
+    Attributes:
+        path: Where it stands.
+        held: The state itself.
+        masters: Names beside it, or in it, of copies of the parameters by position, which mixed precision keeps.
+    """
 
     path: Path
     held: MutableMapping[str, Any]
+    masters: tuple[str, ...] = ()
 
     @property
     def state(self) -> MutableMapping[Position, Any]:
@@ -78,13 +88,26 @@ def find_optimizers(ckpt: Any, paths: Iterable[Path] = ()) -> list[OptimizerStat
 
     It is told by its form, which is torch's: a mapping with `state` and a list of `param_groups`, each with `params`.
     """
-    found = [OptimizerState(path, value) for path, value in walk(ckpt) if is_optimizer_state(value)]
-    known = {id(optimizer.held) for optimizer in found}
+    found = {path: value for path, value in walk(ckpt) if is_optimizer_state(value)}
+    known = set(map(id, found.values()))
     for path in paths:
         value = value_at(ckpt, path)
         if is_optimizer_state(value) and id(value) not in known:
-            found.append(OptimizerState(path, value))
-    return found
+            found[path] = value
+    return [
+        OptimizerState(path, value, _masters(value_at(ckpt, path[:-1]), value))
+        for path, value in found.items()
+    ]
+
+
+def _masters(*held: Any) -> tuple[str, ...]:
+    return tuple(
+        name
+        for each in held
+        if isinstance(each, Mapping)
+        for name, value in each.items()
+        if type(name) is str and name.startswith(_MASTERS) and isinstance(value, (list, Mapping))
+    )
 
 
 def is_optimizer_state(value: Any) -> bool:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from migrate_ckpt.errors import OptimizerNotFollowed
-from migrate_ckpt.operations.moves import replace_items
+from migrate_ckpt.operations.moves import list_keys, replace_items
 from migrate_ckpt.operations.paths import show_path
 from migrate_ckpt.optimizers.slots import Slot
 from migrate_ckpt.optimizers.states import OptimizerState, Position
@@ -31,7 +31,7 @@ def write_groups(
         prefix: What its names lacked to be keys.
 
     Raises:
-        OptimizerNotFollowed: It has one state over all parameters, and these are others. Nothing has changed.
+        OptimizerNotFollowed: It has more than states by position, and positions change. Nothing has changed.
     """
     names = _names(groups, prefix)
     positions = _positions(optimizer, names)
@@ -70,12 +70,20 @@ def _positions(optimizer: OptimizerState, names: Sequence[Sequence[str]]) -> lis
 
 
 def _refuse_flat(optimizer: OptimizerState, listed: Sequence[tuple[Position, Slot]]) -> None:
-    is_flat = any(group.keys() >= _FLAT_OPTIONS for group in optimizer.groups)
-    if is_flat and any(position != slot.position for position, slot in listed):
+    """Refuse other positions where more than the states goes by them."""
+    count = sum(map(len, optimizer.positions))
+    is_same = len(listed) == count and all(position == slot.position for position, slot in listed)
+    path = show_path(optimizer.path)
+    if any(group.keys() >= _FLAT_OPTIONS for group in optimizer.groups):
+        what = f"{path} is of LBFGS, which keeps one vector over all parameters"
+    elif optimizer.masters:
+        what = f"{path} has copies of the parameters by position in {list_keys(optimizer.masters)}"
+    else:
+        return
+    if not is_same:
         raise OptimizerNotFollowed(
-            f"{show_path(optimizer.path)} is of LBFGS, which keeps one vector over all parameters: it cannot be "
-            'carried to others. Give it up with `optimizer = follow(states="drop")`.',
-            keys=[show_path(optimizer.path)],
+            f'{what}: it cannot follow. Give it up with `optimizer = follow(states="drop")`.',
+            keys=[path],
         )
 
 

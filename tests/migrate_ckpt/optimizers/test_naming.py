@@ -13,6 +13,7 @@ from torch import nn
 from migrate_ckpt.errors import OptimizerNotFollowed
 from migrate_ckpt.operations import (
     Operation,
+    add,
     concat,
     drop,
     follow,
@@ -191,6 +192,40 @@ def test_nobody_needs_to_know_where_every_parameter_stays_in_its_place() -> None
 
     assert facts(ckpt["optimizer"]) == before
     assert list(ckpt["state_dict"]) == ["a.w", "c.w", "who.knows"]
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [add("bn.num_batches_tracked", 0)],
+        [drop("bn.position_ids")],
+        [rename("b.w", "c.w"), drop("bn.position_ids"), rename("bn.mean", "n.mean")],
+        [split("bn.position_ids", ["bn.x", "bn.y"])],
+    ],
+    ids=["added", "dropped", "among others", "split"],
+)
+def test_nobody_needs_to_know_for_what_can_be_no_parameter(operations: list[Operation]) -> None:
+    ckpt = marked(["a.w", "b.w"])
+    ckpt["state_dict"]["bn.mean"] = torch.zeros(4, 4)
+    ckpt["state_dict"]["bn.position_ids"] = torch.arange(4)
+    before = facts(ckpt["optimizer"])
+
+    migrate(ckpt, operations)
+
+    assert facts(ckpt["optimizer"]) == before
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [add("c.w", 0.0, shape=[4, 4]), add("c.w", 0.0, like="a.w"), drop("b.w")],
+    ids=["added", "added beside", "dropped"],
+)
+def test_somebody_must_know_for_what_may_be_a_parameter(operation: Operation) -> None:
+    ckpt = marked(["a.w", "b.w"])
+    ckpt["state_dict"]["who.knows"] = torch.zeros(4, 4)
+
+    with pytest.raises(OptimizerNotFollowed, match="is not certain"):
+        migrate(ckpt, [operation])
 
 
 def test_place_that_changes_in_the_tree_must_be_known() -> None:

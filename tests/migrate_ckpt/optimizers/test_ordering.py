@@ -47,12 +47,21 @@ def test_module_on_both_sides_of_another_is_a_doubt() -> None:
     [
         (["a.w", "b.w"], ["b.w", "a.w"], "'b.w' and 'a.w' have changed places"),
         (["a.w", "b.w"], ["n.1.w", "n.0.w"], "the numbers below 'n' are not in their order"),
+        (["p.0", "p.1"], ["q.1", "q.0"], "the numbers below 'q' are not in their order"),
         (["1.w", "0.w"], ["b.w", "a.w"], None),
         (["n.1.w", "n.0.w", "x.w"], ["n.1.w", "n.0.w", "y.w"], None),
         (["n.0.w", "n.1.w", "n.2.w"], ["n.1.w", "n.2.w", "n.3.w"], None),
         (["a.w", "b.w"], ["z.w", "b.w"], None),
     ],
-    ids=["swapped", "numbers", "no numbers any more", "as before", "shifted", "renamed"],
+    ids=[
+        "swapped",
+        "numbers",
+        "numbers of parameters",
+        "no numbers any more",
+        "as before",
+        "shifted",
+        "renamed",
+    ],
 )
 def test_change_of_the_order_is_doubted_where_the_keys_speak_against_it(
     before: list[str], after: list[str], doubt: str | None

@@ -311,3 +311,17 @@ def test_operations_that_touch_no_parameter_leave_the_optimizer_alone(
     migrate(ckpt, [set_value("epoch", 3)])
 
     assert facts(ckpt["optimizer"]) == before
+
+
+def test_copies_of_full_precision_by_position_are_refused_where_positions_change() -> None:
+    """As apex saves them: the parameters again, in 32 bits, in lists beside the optimizer."""
+    ckpt = marked(["a.w", "b.w"])
+    ckpt["optimizer"] = {
+        "optimizer_state_dict": ckpt["optimizer"],
+        "fp32_from_fp16": [[torch.ones(4, 4), torch.ones(4, 4)]],
+    }
+
+    migrate(ckpt, [rename("b.w", "c.w")])
+
+    with pytest.raises(OptimizerNotFollowed, match="copies of the parameters by position"):
+        migrate(ckpt, [split("c.w", ["c.x.w", "c.y.w"])])

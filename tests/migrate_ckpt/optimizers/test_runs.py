@@ -164,6 +164,18 @@ def test_declaration_in_the_file_is_heard(migrate: Migrate) -> None:
     assert list(ckpt["state_dict"]) == ["a.w", "b.w"]
 
 
+def test_class_that_only_lists_its_modules_in_another_order_needs_no_operation(
+    migrate: Migrate,
+) -> None:
+    text = f'{IMPORTS}operations = []\noptimizer = follow(order_after=["b", "a"])\n'
+
+    ckpt, report = migrate(marked(["a.w", "b.w"]), text)
+
+    assert moments(ckpt) == [1, 0]
+    assert list(ckpt["state_dict"]) == ["b.w", "a.w"]
+    assert report.optimizer_followed == ("0001_x",)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
