@@ -62,9 +62,8 @@ def arrange_as_declared(order: Order, slots: Sequence[Slot], groups: int) -> lis
     declared = [[by_keys[keys] for keys in group] for group in listed]
     if len(declared) == 1:
         return [[slot for slot in declared[0] if slot.group == n] for n in range(groups)]
-    if [slot.group for group in declared for slot in group] != [
-        number for number, group in enumerate(declared) for _ in group
-    ]:
+    is_kept = all(slot.group == n for n, group in enumerate(declared) for slot in group)
+    if len(declared) != groups or not is_kept:
         raise OptimizerNotFollowed(
             "order_after has other groups than the optimizer: a parameter stays in its group."
         )

@@ -134,6 +134,7 @@ class FollowedOptimizer:
         """
         may_be = may_be_parameter(self.model, self._follow.buffers)
         targets: dict[str, str] = {}
+        added: list[str] = []
         for move in moves:
             action = move.action.for_moments()
             is_kept = action is not None and not action.reads
@@ -142,7 +143,8 @@ class FollowedOptimizer:
                 raise doubt
             kept = dict(zip(move.targets, origins, strict=False))
             targets |= {new: old for new, old in kept.items() if old is not None}
-            self._added += tuple(new for new, old in kept.items() if old is None)
+            added += [new for new, old in kept.items() if old is None]
+        self._added = (*_targets(self._added, moves), *added)
         gone = {key for move in moves for key in move.sources}
         new = {key: self._came_from[old] for key, old in targets.items() if old in self._came_from}
         self._came_from = {k: o for k, o in self._came_from.items() if k not in gone} | new
@@ -171,7 +173,7 @@ class FollowedOptimizer:
         if not added:
             return []
         order, positions = self._follow.order_after, self.optimizer.positions
-        if order is None or len(order) not in (1, len(positions)) or len(order) < len(positions):
+        if order is None or len(order) != len(positions):
             raise OptimizerNotFollowed(
                 f"{list_keys(added)} may be a parameter or a buffer. Say with `optimizer = follow(...)` that it is one "
                 "of the `buffers`, or where it stands in `order_after`, with a list for each group of the optimizer.",

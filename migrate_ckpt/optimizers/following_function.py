@@ -10,12 +10,12 @@ from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.moves import list_keys
 from migrate_ckpt.operations.paths import Path, show_path
 from migrate_ckpt.operations.renaming import Rename
-from migrate_ckpt.operations.sections import own_keys
+from migrate_ckpt.operations.sections import is_tensor, own_keys
 from migrate_ckpt.optimizers.arranging import put_in_order
 from migrate_ckpt.optimizers.followed import FollowedOptimizer
 from migrate_ckpt.optimizers.following import Declared, Following, Outcome, doubt_shared, model_at
 from migrate_ckpt.optimizers.slots import tensor_identity
-from migrate_ckpt.optimizers.states import value_at
+from migrate_ckpt.optimizers.states import is_optimizer_state, value_at, walk
 
 
 class FollowingFunction(Following):
@@ -34,14 +34,15 @@ class FollowingFunction(Following):
     def finish(self, ckpt: CkptType) -> Outcome:
         if all(before.are_the_same(ckpt) for before in self._before):
             return Outcome(None, self._drop(ckpt))
+        paths = [
+            show_path(optimizer.path)
+            for optimizer, _ in self._carried
+            if is_optimizer_state(value_at(ckpt, optimizer.path))
+        ]
+        if not paths:
+            return Outcome(None, self._drop(ckpt))
         if self._followed is None:
-            paths = ", ".join(show_path(optimizer.path) for optimizer, _ in self._carried)
-            sentence = (
-                f"optimizer not followed: {paths} may not fit the migrated parameters, as the migration is a function "
-                "that does not say what it renames. Say it with `optimizer = follow(renames={...})`, or list "
-                "`operations`."
-            )
-            return Outcome(False, (sentence, *self._drop(ckpt)))
+            return Outcome(False, (_not_followed(paths), *self._drop(ckpt)))
         for number, followed in enumerate(self._followed):
             self._finish_one(ckpt, followed, number)
         return Outcome(True, self._drop(ckpt))
@@ -96,8 +97,23 @@ class _Parameters:
         try:
             model = model_at(ckpt, self._section)
         except OperationError:
-            return []
+            # Whichever it is, it has tensors.
+            return [
+                (show_path((*path, str(key))), value)
+                for path, held in walk(ckpt)
+                if not is_optimizer_state(held)
+                for key, value in held.items()
+                if is_tensor(value)
+            ]
         return [(key, model[key]) for key in own_keys(model)]
+
+
+def _not_followed(paths: Sequence[str]) -> str:
+    return (
+        f"optimizer not followed: {', '.join(paths)} may not fit the migrated parameters, as the migration is a "
+        "function that does not say what it renames. Say it with `optimizer = follow(renames={...})`, list "
+        '`operations`, or, where the function changes the optimizer itself, say `follow(states="keep")`.'
+    )
 
 
 def _facts(items: Sequence[tuple[str, Any]]) -> list[Any]:

@@ -12,6 +12,7 @@ It is certain
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,8 +91,8 @@ def _by_name(
     owner = {key: keys for keys in tensors for key in keys}
     listed = [[owner[f"{prefix}{name}"] for name in group] for group in names]
     flat = [keys for group in listed for keys in group]
-    if len(set(flat)) < len(flat):
-        twice = next(keys for keys in flat if flat.count(keys) > 1)
+    twice = next((keys for keys, count in Counter(flat).items() if count > 1), None)
+    if twice is not None:
         raise _uncertain(
             optimizer, f"it has {list_keys(twice)} twice, which the state dict has as one tensor"
         )

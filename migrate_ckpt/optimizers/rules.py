@@ -10,6 +10,7 @@ from migrate_ckpt.errors import OperationError, OptimizerNotFollowed
 from migrate_ckpt.operations.paths import show_path
 from migrate_ckpt.operations.renaming import Rename
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
+from migrate_ckpt.operations.values import DropValue
 from migrate_ckpt.optimizers.copies import Copies, declared_copies, recognised_copies
 from migrate_ckpt.optimizers.declaration import Follow
 from migrate_ckpt.optimizers.following import Declared, Following, model_at
@@ -67,7 +68,13 @@ class OptimizerRules:
         self, ckpt: CkptType, operations: Sequence[Operation], *, is_in_step: bool = True
     ) -> FollowingOperations | None:
         """Do the same as `begin`, for operations."""
-        optimizers = self._optimizers(ckpt, is_in_step=is_in_step)
+        # What is taken out of the checkpoint by the way follows nothing.
+        given_up = [each.path for each in operations if isinstance(each, DropValue)]
+        optimizers = [
+            (optimizer, follow)
+            for optimizer, follow in self._optimizers(ckpt, is_in_step=is_in_step)
+            if not any(optimizer.path[: len(path)] == path for path in given_up)
+        ]
         if not optimizers and not any(follow.copies for follow in self.follows):
             return None
         copies = self._copies(ckpt, operations, has_optimizer=bool(optimizers))

@@ -225,7 +225,7 @@ def test_somebody_must_know_for_what_may_be_a_parameter(operation: Operation) ->
     ckpt["state_dict"]["who.knows"] = torch.zeros(4, 4)
 
     with pytest.raises(OptimizerNotFollowed, match="is not certain"):
-        migrate(ckpt, [operation])
+        migrate(ckpt, [operation, rename("c.w", "d.w", missing="skip")])
 
 
 def test_place_that_changes_in_the_tree_must_be_known() -> None:

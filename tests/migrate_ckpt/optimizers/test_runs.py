@@ -21,7 +21,9 @@ from migrate_ckpt.report import Report
 from .conftest import marked, moments
 from .networks import facts
 
-IMPORTS = '"""X."""\nfrom migrate_ckpt.operations import follow, rename, set_value, split\n'
+IMPORTS = (
+    '"""X."""\nfrom migrate_ckpt.operations import drop_value, follow, rename, set_value, split\n'
+)
 SPLIT = f'{IMPORTS}operations = [split("b.w", ["b.x.w", "b.y.w"])]\n'
 FUNCTION = f"""{IMPORTS}
 def handle(ckpt):
@@ -103,6 +105,36 @@ def test_function_that_lets_two_parameters_change_places_is_reported(migrate: Mi
     _, report = migrate(marked(["a.w", "b.w"]), text)
 
     assert report.optimizer_not_followed == ("0001_x",)
+
+
+@pytest.mark.parametrize("name", ["state_dict", "net"])
+def test_function_is_reported_wherever_the_parameters_stand(name: str, migrate: Migrate) -> None:
+    ckpt = marked(["a.w", "b.w"])
+    ckpt[name] = ckpt.pop("state_dict")
+
+    _, report = migrate(ckpt, FUNCTION.replace("state_dict", name))
+
+    assert report.optimizer_not_followed == ("0001_x",)
+
+
+def test_function_that_takes_the_optimizer_out_needs_to_say_nothing(migrate: Migrate) -> None:
+    text = FUNCTION.replace("    return", '    del ckpt["optimizer"]\n    return')
+
+    _, report = migrate(marked(["a.w", "b.w"]), text)
+
+    assert report.optimizer_not_followed == ()
+    assert report.warnings == ()
+
+
+def test_optimizer_that_an_operation_takes_out_follows_nothing(migrate: Migrate) -> None:
+    ckpt = marked(["a.w", "b.w"])
+    ckpt["state_dict"]["who.knows"] = torch.zeros(4, 4)
+    text = f'{IMPORTS}operations = [split("b.w", ["x", "y"]), drop_value("optimizer")]\n'
+
+    migrated, report = migrate(ckpt, text)
+
+    assert "optimizer" not in migrated
+    assert report.optimizer_followed == ()
 
 
 def test_function_that_says_what_it_renames_is_followed(migrate: Migrate) -> None:
