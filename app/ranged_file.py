@@ -1,7 +1,8 @@
-"""A file as an answer, whole or in ranges; a range that cannot be had is a problem like any other."""
+"""A file as an answer, whole or in ranges; what cannot be had is a problem like any other."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from fastapi.responses import FileResponse
@@ -30,4 +31,13 @@ class RangedFile(FileResponse):
                 raise ServiceError(error_type, f"{what}{size}.")
             await send(message)
 
-        await super().__call__(scope, receive, send_or_refuse)
+        try:
+            # What is open stays, though it expires while it is sent.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ServiceError("result_expired", "The result has just expired.") from error
+        try:
+            self.path = f"/proc/self/fd/{descriptor}"
+            await super().__call__(scope, receive, send_or_refuse)
+        finally:
+            os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from app.ascii_json import AsciiJSONResponse
+from app.digests import repr_digest, wanted_algorithm
 from app.errors import RunFailed, ServiceError
 from app.filenames import attachment, migrated_name
 from app.jobs.delivery import DeliveryState
@@ -19,7 +21,14 @@ from app.jobs.office import JobOffice
 from app.jobs.preferences import read_preferences
 from app.jobs.results import KeptResult
 from app.ranged_file import RangedFile
-from app.responses import FILE_TYPE, JSON_TYPE, ZIP_TYPE, new_extension
+from app.responses import (
+    FILE_TYPE,
+    JSON_TYPE,
+    ZIP_TYPE,
+    Extent,
+    new_extension,
+    read_blocks,
+)
 from app.storage.locations import parse_address, parse_location
 
 # When to look again at a job that has not ended.
@@ -195,9 +204,18 @@ async def answer_result(request: Request, job: Job, office: JobOffice) -> Respon
         "Migration-Report": kept.facts["header"],
         "Content-Disposition": attachment(name),
     }
+    algorithm = wanted_algorithm(request.headers)
+    if algorithm is not None:
+        # Of the whole result, whatever range of it is asked for.
+        headers["Repr-Digest"] = await asyncio.to_thread(_digest, algorithm, kept)
     if _has_it_already(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return RangedFile(kept.path, headers=headers, media_type=FILE_TYPE)
+
+
+def _digest(algorithm: str, kept: KeptResult) -> str:
+    with kept.path.open("rb") as file:
+        return repr_digest(algorithm, read_blocks([Extent(file.fileno(), 0, kept.size)]))
 
 
 def raise_without_result(job: Job) -> None:

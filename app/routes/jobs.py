@@ -41,7 +41,7 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {
 _FILE = {FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 _OF_A_RESULT = {
     name: {"schema": {"type": "string"}}
-    for name in ("ETag", "Migration-Report", "Content-Disposition")
+    for name in ("ETag", "Migration-Report", "Content-Disposition", "Repr-Digest")
 }
 _RESULT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The migrated checkpoint.", "content": _FILE, "headers": _OF_A_RESULT},
@@ -129,7 +129,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     "/{job_id}/result",
     response_class=Response,
     responses=_RESULT,
-    openapi_extra=takes_headers("Range", "If-None-Match"),
+    openapi_extra=takes_headers("Range", "If-None-Match", "Want-Repr-Digest"),
     summary="Fetch the migrated checkpoint, or a range of it",
 )
 async def result(request: Request, job_id: str) -> Response:

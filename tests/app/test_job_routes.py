@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +158,36 @@ def test_service_says_that_it_can_have_no_second_replica(client: Client) -> None
     answer = client.get("/readyz?verbose").json()
 
     assert answer["replicas"].startswith("one replica: jobs are kept in SQLite")
+
+
+def test_result_has_the_digest_that_is_wanted_of_all_of_it(client: Client) -> None:
+    done = finish(client, checkpoint(21.0))
+    url = done["result"]["url"]
+    whole = client.get(url)
+
+    part = client.get(url, headers={"Range": "bytes=0-9", "Want-Repr-Digest": "sha-256=1"})
+
+    digest = base64.b64encode(hashlib.sha256(whole.content).digest()).decode()
+    assert part.status_code == 206
+    assert part.headers["repr-digest"] == f"sha-256=:{digest}:"
+    assert "repr-digest" not in whole.headers
+
+
+def test_result_that_expires_just_now_is_said_to(client: Client, data: Path) -> None:
+    done = finish(client, checkpoint(22.0))
+    kept = data / "results" / done["result"]["fingerprint"] / "checkpoint"
+    office = client.app.state.jobs
+    find = office.results.find
+
+    def find_and_lose(fingerprint: str) -> Any:
+        found = find(fingerprint)
+        kept.unlink(missing_ok=True)
+        return found
+
+    office.results.find = find_and_lose
+    try:
+        answer = client.get(done["result"]["url"])
+    finally:
+        office.results.find = find
+
+    assert (answer.status_code, answer.json()["error_type"]) == (410, "result_expired")
