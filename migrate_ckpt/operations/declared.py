@@ -32,14 +32,15 @@ def declared_migration(
             name=file.name,
         )
     listed = tuple(operations)
+    rules = declared_rules(file, optimizer)
     return Migration(
         file.name,
-        functools.partial(apply_operations, listed),
+        functools.partial(apply_operations, listed, rules),
         file.title,
         file.digest,
         operations=listed,
         requires=declared_requirements(file, requires),
-        optimizer=declared_rules(file, optimizer),
+        optimizer=rules,
     )
 
 
@@ -89,8 +90,16 @@ def declared_rules(file: MigrationFile, optimizer: Any) -> OptimizerRules:
     return OptimizerRules(listed)
 
 
-def apply_operations(operations: tuple[Operation, ...], ckpt: CkptType) -> CkptType:
-    """Apply operations one after the other."""
+def apply_operations(
+    operations: tuple[Operation, ...], rules: OptimizerRules, ckpt: CkptType
+) -> CkptType:
+    """Apply operations one after the other, the optimizers following."""
+    following = rules.begin(ckpt, operations)
+    if following is None:
+        for operation in operations:
+            ckpt = operation(ckpt)
+        return ckpt
     for operation in operations:
-        ckpt = operation(ckpt)
+        ckpt = following.apply(operation, ckpt)
+    following.finish(ckpt)
     return ckpt

@@ -297,3 +297,9 @@ def test_in_memory_the_optimizer_that_was_passed_in_stays_as_it_was(tmp_path: Pa
 
     assert moments(ckpt) == [0, 1, 1]
     assert facts(old) == before
+
+
+def test_callback_of_a_declared_migration_lets_the_optimizer_follow(tmp_path: Path) -> None:
+    [migration] = get_folder_migrations(write(tmp_path, SPLIT))
+
+    assert moments(migration.callback(marked(["a.w", "b.w"]))) == [0, 1, 1]
