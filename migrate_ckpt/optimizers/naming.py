@@ -50,7 +50,8 @@ def name_positions(optimizer: OptimizerState, model: Mapping[str, Any], follow: 
     if names is not None:
         prefix = _prefix(names, tensors)
         if prefix is not None:
-            return Named(_by_name(optimizer, names, tensors, prefix), prefix)
+            slots = _by_name(optimizer, names, tensors, prefix)
+            return Named(_agreeing(optimizer, slots, model, "its names"), prefix)
     may_be = may_be_parameter(model, follow.buffers)
     parameters = [keys for keys in tensors if may_be(keys)]
     if follow.order_before is not None:
@@ -121,11 +122,17 @@ def _by_declaration(
             f"order_before means {sum(map(len, listed))} parameters in {len(listed)} groups, and it "
             f"has {counts}",
         )
-    slots = _slots(optimizer, listed)
+    return _agreeing(optimizer, _slots(optimizer, listed), model, "order_before")
+
+
+def _agreeing(
+    optimizer: OptimizerState, slots: tuple[Slot, ...], model: Mapping[str, Any], what: str
+) -> tuple[Slot, ...]:
+    """Return the slots, if moments that are known to have their parameter's shape do."""
     wrong = [slot.keys[0] for slot in slots if not _agrees(slot, model)]
     if wrong:
         raise _uncertain(
-            optimizer, f"by order_before the states of {list_keys(wrong)} would not have its shape"
+            optimizer, f"by {what} the states of {list_keys(wrong)} would not have its shape"
         )
     return slots
 

@@ -52,8 +52,8 @@ def may_be_parameter(
 ) -> Callable[[tuple[str, ...]], bool]:
     """Return what tells whether a tensor may be a parameter, as far as its keys and its dtype say.
 
-    It may not if it is of integers or booleans, if the author names it among the buffers, or if it is what torch's
-    batch normalisation keeps of what it has seen.
+    It may not if it is none, or of integers or booleans, if the author names it among the buffers, or if it is what
+    torch's batch normalisation keeps of what it has seen.
     """
 
     def is_buffer(key: str) -> bool:
@@ -63,8 +63,8 @@ def may_be_parameter(
         return is_statistic or any(match(pattern, key) is not None for pattern in buffers)
 
     def tell(keys: tuple[str, ...]) -> bool:
-        tensor = state_dict[keys[0]]
-        can_be_trained = tensor.is_floating_point() or tensor.is_complex()
+        value = state_dict[keys[0]]
+        can_be_trained = is_tensor(value) and (value.is_floating_point() or value.is_complex())
         return bool(can_be_trained) and not any(map(is_buffer, keys))
 
     return tell

@@ -86,6 +86,24 @@ def test_positions_that_are_names_stay_names() -> None:
     assert list(held["state"]) == held["param_groups"][0]["params"] == ["a.w", "b.x.w", "b.y.w"]
 
 
+def test_names_that_the_shapes_speak_against_are_refused() -> None:
+    ckpt = marked(["a.w", "b.w"], names=[["a.w", "b.w"]])
+    ckpt["state_dict"]["a.w"] = torch.zeros(2)
+
+    assert "by its names the states of 'a.w' would not have its shape" in refused(ckpt, HALVES)
+
+
+def test_value_that_is_no_tensor_is_no_parameter() -> None:
+    """As the extra state of a module, which may be anything."""
+    ckpt = marked(["a.w", "b.w"])
+    ckpt["state_dict"] |= {"who.knows": torch.zeros(4, 4), "a._extra_state": {"x": 1}}
+    before = facts(ckpt["optimizer"])
+
+    migrate(ckpt, [drop("a._extra_state"), rename("b.w", "c.w")])
+
+    assert facts(ckpt["optimizer"]) == before
+
+
 def test_names_that_are_no_keys_are_refused() -> None:
     ckpt = marked(["a.w", "b.w"], names=[["a.w", "b.w"]])
     ckpt["optimizer"]["param_groups"][0]["param_names"] = ["x", "y"]
