@@ -8,10 +8,14 @@ from collections.abc import Iterable
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Addresses that stand for an IPv4 one (RFC 6052, RFC 8215), which may be anywhere.
-_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48")))
-# Shared by the customers of a provider (RFC 6598), and relays that nobody runs any more (RFC 7526).
-_OTHERS = tuple(map(ipaddress.ip_network, ("100.64.0.0/10", "192.88.99.0/24")))
+# Addresses that stand for an IPv4 one (RFC 6052), which may be anywhere. Where in the address a network's own
+# translator looks for it (RFC 8215) only its operator knows, so those are none of them.
+_TRANSLATED = (ipaddress.IPv6Network("64:ff9b::/96"),)
+# All that IANA has given out. Of the rest Python takes much for global: old site-local addresses (RFC 3879), IPv4
+# addresses in forms that are no longer in use (RFC 4291, RFC 2765), segments of routes (RFC 9602).
+_UNICAST = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("2000::/3"))
+# Shared by the customers of a provider (RFC 6598), relays that nobody runs any more (RFC 7526), examples (RFC 9637).
+_OTHERS = tuple(map(ipaddress.ip_network, ("100.64.0.0/10", "192.88.99.0/24", "3fff::/20")))
 
 
 class Networks:
@@ -22,11 +26,16 @@ class Networks:
 
     def allow(self, address: IPAddress) -> bool:
         """Return whether this address may be connected to; one that holds an IPv4 address counts as that, too."""
-        return all(
-            (each.is_global and not each.is_multicast and not _is_in(each, _OTHERS))
-            or _is_in(each, self._allowed)
-            for each in _meanings(address)
-        )
+        return all(_is_public(each) or _is_in(each, self._allowed) for each in _meanings(address))
+
+
+def _is_public(address: IPAddress) -> bool:
+    return (
+        address.is_global
+        and not address.is_multicast
+        and _is_in(address, _UNICAST)
+        and not _is_in(address, _OTHERS)
+    )
 
 
 def _meanings(address: IPAddress) -> list[IPAddress]:

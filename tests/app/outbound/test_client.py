@@ -28,6 +28,9 @@ LOOPBACK = Networks([ipaddress.ip_network("127.0.0.0/8")])
         *("::1", "::", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1"),
         *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe"),
         *("2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:7f00:1::"),
+        # What Python takes for global: site-local, IPv4 in disused forms, another's translator, routes, examples.
+        *("fec0::1", "::127.0.0.1", "::ffff:0:7f00:1", "64:ff9b:1:7f00:0:1:808:808"),
+        *("5f00::1", "3fff::1", "4000::1"),
     ],
 )
 def test_address_that_is_not_public_is_refused(text: str) -> None:
@@ -124,6 +127,13 @@ def test_name_that_resolves_to_something_else_the_second_time_gains_nothing(
     assert rebinding[-1] == "127.0.0.1"
     assert error.error_type == "address_not_allowed"
     assert server.received == b""
+
+
+def test_network_of_an_own_translator_is_allowed_where_it_is_listed() -> None:
+    networks = Networks([ipaddress.ip_network("64:ff9b:1::/48")])
+
+    assert networks.allow(ipaddress.ip_address("64:ff9b:1:7f00:0:1:808:808"))
+    assert not networks.allow(ipaddress.ip_address("fec0::1"))
 
 
 def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
