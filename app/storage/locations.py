@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import quote, unquote, urlsplit
 
+import idna
+
 Scheme = Literal["file", "s3", "gs", "az", "https", "http"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 BUCKETS: tuple[Scheme, ...] = ("s3", "gs", "az")
@@ -189,6 +191,11 @@ def _host(host: str) -> str:
             raise InvalidLocation("its host is no address") from error
     if not _HOST.fullmatch(host):
         raise InvalidLocation("its host has a name that no host has")
+    if any(label.startswith("xn--") for label in host.split(".")):
+        try:
+            idna.decode(host)
+        except UnicodeError as error:
+            raise InvalidLocation("its host has an xn-- name that stands for none") from error
     # `127.1`, `0x7f.0.0.1` and `2130706433` are addresses to some resolvers.
     last = host.rpartition(".")[2]
     if last.isdecimal() or re.fullmatch(r"0x[0-9a-f]*", last):

@@ -22,6 +22,7 @@ from app.storage.locations import InvalidLocation, is_below, parse_folder, parse
         ("https://example.org./a", "https", "example.org", "a"),
         ("http://127.0.0.1:80/a", "http", "127.0.0.1", "a"),
         ("https://[::1]/a", "https", "[::1]", "a"),
+        ("https://xn--bcher-kva.example/a", "https", "xn--bcher-kva.example", "a"),
     ],
 )
 def test_location_is_taken_apart(text: str, scheme: str, authority: str, path: str) -> None:
@@ -63,6 +64,8 @@ def test_location_is_taken_apart(text: str, scheme: str, authority: str, path: s
         "https://example.org\\@other.org/a",
         "https://example.org/a b",
         "https://exämple.org/a",
+        "https://xn--a/a",
+        "https://models.xn--a.example/a",
         "https://example.org:port/a",
         "https://example.org:99999/a",
         "https:///a",
