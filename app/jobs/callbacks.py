@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -27,6 +29,8 @@ from app.outbound.networks import Networks
 from app.settings import PREFIX, Settings
 from app.storage.allowed import AllowedLocations
 from app.storage.locations import InvalidLocation, Location, parse_address
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 20.0
 JITTER = 0.2
@@ -96,28 +100,32 @@ class Callbacks:
         try:
             self.refuse(delivery.url)
             async with guarded_client(self.networks, silence_seconds=TIMEOUT_SECONDS) as client:
-                response = await asyncio.wait_for(
-                    client.post(
-                        self._parse(delivery.url).url,
-                        content=body.encode(),
-                        headers=self._headers(delivery, body),
-                    ),
-                    TIMEOUT_SECONDS,
+                request = client.build_request(
+                    "POST",
+                    self._parse(delivery.url).url,
+                    content=body.encode(),
+                    headers=self._headers(delivery, body),
                 )
+                # What the receiver says beside its status is of no use to us, and may have any size.
+                response = await asyncio.wait_for(
+                    client.send(request, stream=True), TIMEOUT_SECONDS
+                )
+                await response.aclose()
         except ServiceError as error:
             return _Answer(error=str(error))
         except asyncio.TimeoutError:
             return _Answer(error=f"There was no answer in {TIMEOUT_SECONDS:g} seconds.")
         except httpx.HTTPError as error:
             return _Answer(error=f"{type(error).__name__}: the receiver could not be reached.")
+        except Exception:
+            logger.exception("callback of job %s failed unforeseen", delivery.job_id)
+            return _Answer(error="The service failed; its log has the reason under the job's id.")
         if response.is_success:
             return _Answer(response.status_code)
-        # The other form of it, a date, is one that our own schedule does without.
-        asked = response.headers.get("retry-after", "")
         return _Answer(
             response.status_code,
             f"The receiver answered {response.status_code}.",
-            float(asked) if asked.isdecimal() else 0.0,
+            read_retry_after(response.headers.get("retry-after", "")),
         )
 
     def _headers(self, delivery: Delivery, body: str) -> dict[str, str]:
@@ -138,6 +146,17 @@ class Callbacks:
         except InvalidLocation as error:
             message = f"The callback is no URL of the web: {error}."
             raise ServiceError("invalid_location", message, role="callback") from error
+
+
+def read_retry_after(text: str) -> float:
+    """Return the seconds that a Retry-After asks for, by number or by date; 0 where it says neither."""
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+        return max(when.timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 async def compose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import io
 import json
@@ -37,9 +38,22 @@ class Receiver:
     answers: list[int] = field(default_factory=list)
     messages: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
+    is_endless: bool = False
+    sent_bytes: int = 0
+    hung_up: threading.Event = field(default_factory=threading.Event)
+
     def expect(self, *answers: int) -> None:
         self.answers[:] = answers
         self.messages.clear()
+
+    def send_for_ever(self, file: Any) -> None:
+        """Answer with as many bytes as are taken."""
+        try:
+            while self.sent_bytes < 2**30:
+                file.write(bytes(2**16))
+                self.sent_bytes += 2**16
+        except OSError:
+            self.hung_up.set()
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +67,10 @@ def receiver() -> Iterator[Receiver]:
             receiver.messages.append((headers, body))
             status = receiver.answers.pop(0) if receiver.answers else 204
             self.send_response(status)
+            if receiver.is_endless:
+                self.end_headers()
+                receiver.send_for_ever(self.wfile)
+                return
             if status in (301, 302):
                 self.send_header("Location", f"{receiver.url}/elsewhere")
             self.send_header("Content-Length", "0")
@@ -113,13 +131,8 @@ def delivered(client: Client, path: str, number: int = 0) -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = client.get(f"{path}/deliveries").json()["deliveries"]
-        if len(found) > number and found[number]["status"] == "delivered":
+        if len(found) > number and found[number]["status"] in ("delivered", "failed"):
             return dict(found[number])
-        if len(found) > number and found[number]["status"] == "failed":
-            time.sleep(0.5)
-            again = client.get(f"{path}/deliveries").json()["deliveries"][number]
-            if again == found[number]:
-                return dict(again)
         client.get(path, headers={"Prefer": "wait=1"})
         time.sleep(0.05)
     raise AssertionError(found)
@@ -161,6 +174,60 @@ def test_signature_is_the_published_one() -> None:
     headers = callbacks._headers(Delivery("a", "https://example.org", body="{}"), "{}")
     assert len(headers["webhook-signature"].split()) == 2
     standardwebhooks.Webhook(NEW_SECRET).verify("{}", headers)
+
+
+def test_answer_of_the_receiver_is_not_read(client: Client, receiver: Receiver) -> None:
+    receiver.expect(200)
+    receiver.is_endless = True
+    try:
+        delivery = delivered(client, submit(client, receiver, 11.0))
+    finally:
+        receiver.is_endless = False
+
+    assert [attempt["status"] for attempt in delivery["attempts"]] == [200]
+    assert receiver.hung_up.wait(60)
+    assert receiver.sent_bytes < 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("120", 120, 120),
+        ("Fri, 01 Jan 2100 00:00:00 GMT", 2e9, 3e9),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0),
+        ("-5", 0, 0),
+        ("soon", 0, 0),
+        ("", 0, 0),
+        ("²", 0, 0),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date(text: str, least: float, most: float) -> None:
+    from app.jobs.callbacks import read_retry_after
+
+    assert least <= read_retry_after(text) <= most
+
+
+def test_attempt_that_fails_unforeseen_is_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from app.jobs import callbacks
+    from app.jobs.delivery import Delivery
+    from app.outbound.networks import Networks
+    from app.storage.allowed import AllowedLocations
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(callbacks, "guarded_client", fail)
+    url = "https://example.org/hook"
+    allowed = AllowedLocations.of("callback", [url])
+    calling = callbacks.Callbacks(allowed, Networks(), (SECRET,), (1.0,))
+
+    attempt = asyncio.run(calling.attempt(Delivery("a", url, body="{}")))
+
+    assert not attempt.is_delivered
+    assert attempt.delay_seconds is not None
+    assert "not foreseen" in caplog.text
 
 
 def test_callback_is_tried_again_with_the_same_bytes(client: Client, receiver: Receiver) -> None:
