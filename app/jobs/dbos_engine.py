@@ -175,9 +175,10 @@ class DbosEngine:
             outcome = DBOS.run_step({"name": name}, self._run_step, request, name, outcome)
             if "problem" in outcome:
                 break
-        self._in_loop(request.id, lambda: self._work.end(request)).result()
+        # Before the job's folder goes, by which a sweep would find that nobody has been told.
         if request.callback is not None:
             _enqueue_delivery(Delivery(request.id, request.callback))
+        self._in_loop(request.id, lambda: self._work.end(request)).result()
         return outcome
 
     def _deliver(self, delivery: Delivery) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class JobFolders:
         flush(folder)
         flush(self._jobs)
 
+    def open(self, job_id: str) -> None:
+        """Make the folder of a job without an upload: as long as it is there, the job is looked after."""
+        (self._jobs / job_id).mkdir(mode=0o700, exist_ok=True)
+        flush(self._jobs)
+
     def upload(self, job_id: str) -> Path:
         return self._jobs / job_id / UPLOAD_NAME
 

@@ -68,9 +68,11 @@ class JobOffice:
         async with self._accepting:
             job = await self.engine.status(request.id)
             if job is None:
+                # First the folder, then the job: no job is without its file, or goes unnoticed by a sweep.
                 if upload is not None:
-                    # First the file, then the job: no job is without its file.
                     await asyncio.to_thread(self.folders.accept, upload, request.id)
+                else:
+                    await asyncio.to_thread(self.folders.open, request.id)
                 job = await self.engine.submit(request)
         if not job.request.is_same_work(request):
             message = "This Idempotency-Key was used with another checkpoint or other parameters."
