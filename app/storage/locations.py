@@ -80,10 +80,9 @@ def parse_address(text: str) -> Location:
     Raises:
         InvalidLocation: it is none.
     """
-    location = _parse(text)
-    if location.scheme not in WEB:
-        raise InvalidLocation("it does not begin with https://")
-    return location
+    if not text.startswith(("https://", "http://")):
+        raise InvalidLocation("it does not begin with https:// or http://")
+    return _parse(text)
 
 
 def parse_folder(text: str) -> Location:

@@ -345,6 +345,7 @@ def test_job_without_a_callback_has_no_deliveries(client: Client, receiver: Rece
         ("https://example.org/hook", "callback_not_allowed"),
         ("http://127.0.0.1:1/hooks", "callback_not_allowed"),
         ("s3://bucket/a", "invalid_location"),
+        ("ftp://example.org/a", "invalid_location"),
         ("https://user@example.org/", "invalid_location"),
     ],
 )
@@ -355,6 +356,8 @@ def test_callback_that_is_not_allowed_is_refused_at_once(
 
     assert answer.json()["error_type"] == error_type
     assert answer.status_code in (400, 403)
+    # What a source may be besides is of no use to whoever names a callback.
+    assert "gs://" not in answer.json()["detail"]
 
 
 def test_callbacks_are_in_the_metrics(client: Client, receiver: Receiver) -> None:
