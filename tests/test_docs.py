@@ -34,7 +34,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
 PREFIX = "MIGRATE_CKPT_"
 
-CODE_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ORIGINAL = (REPOSITORY / "docs" / "from-the-original.md").read_text()
+CODE_BLOCKS = re.findall(r"^```python\n(.*?)^```", README + ORIGINAL, re.DOTALL | re.MULTILINE)
 SAMPLES = dict(re.findall(r"<!-- sample: (\w+) -->\n```json\n(.*?)```", README, re.DOTALL))
 
 
@@ -200,7 +201,11 @@ def test_every_make_target_is_mentioned() -> None:
 
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
-    pages = [REPOSITORY / "README.md", *REPOSITORY.glob("[bdm]*/README.md")]
+    pages = [
+        REPOSITORY / "README.md",
+        *REPOSITORY.glob("[bdm]*/README.md"),
+        *REPOSITORY.glob("docs/*.md"),
+    ]
     links = [
         page.parent / link
         for page in pages
