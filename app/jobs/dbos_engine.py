@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,6 +20,14 @@ from typing import Any, ParamSpec, TypeVar
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, WorkflowStatus
 
 from app.errors import ServiceError
+from app.jobs.dbos_deliveries import (
+    APPLICATION_VERSION,
+    DELIVERIES,
+    DELIVERIES_AT_ONCE,
+    DELIVERY,
+    deliveries_of,
+    enqueue_delivery,
+)
 from app.jobs.delivery import Attempt, Delivery, DeliveryState
 from app.jobs.engine import MAX_TRIES, Say, Work
 from app.jobs.job import Job, JobRequest, Progress, Status
@@ -33,15 +40,9 @@ T = TypeVar("T")
 
 # One name and one version for good: at the start only the jobs of the same ones are taken up again.
 EXECUTOR_ID = "migrate-ckpt"
-APPLICATION_VERSION = "1"
 QUEUE = "jobs"
 WORKFLOW = "job"
-DELIVERIES = "deliveries"
-DELIVERY = "delivery"
 PROGRESS = "progress"
-
-# Receivers that do not answer hold up no more than so many at once.
-DELIVERIES_AT_ONCE = 8
 
 # How soon a new job is seen.
 QUEUE_POLL_SECONDS = 0.25
@@ -126,10 +127,10 @@ class DbosEngine:
         return await asyncio.to_thread(self._jobs, status, limit, offset)
 
     async def deliver(self, delivery: Delivery) -> None:
-        await asyncio.to_thread(_enqueue_delivery, delivery)
+        await asyncio.to_thread(enqueue_delivery, delivery)
 
     async def deliveries(self, job_id: str) -> Sequence[DeliveryState]:
-        return await asyncio.to_thread(_deliveries, job_id)
+        return await asyncio.to_thread(deliveries_of, job_id)
 
     async def forget(self, *, before: float) -> None:
         await asyncio.to_thread(self._forget, before)
@@ -177,7 +178,7 @@ class DbosEngine:
                 break
         # Before the job's folder goes, by which a sweep would find that nobody has been told.
         if request.callback is not None:
-            _enqueue_delivery(Delivery(request.id, request.callback))
+            enqueue_delivery(Delivery(request.id, request.callback))
         self._in_loop(request.id, lambda: self._work.end(request)).result()
         return outcome
 
@@ -187,7 +188,7 @@ class DbosEngine:
         attempt = Attempt(**made["attempt"]) if made else None
         if attempt is not None and attempt.delay_seconds is not None:
             due = attempt.at + attempt.seconds + attempt.delay_seconds
-            _enqueue_delivery(Delivery.from_dict(made["delivery"]).next(due=due))
+            enqueue_delivery(Delivery.from_dict(made["delivery"]).next(due=due))
         return made
 
     def _attempt(self, delivery: Delivery) -> dict[str, Any]:
@@ -330,34 +331,6 @@ class DbosEngine:
             name=DELIVERY, completed_before=when, load_input=False, load_output=False
         )
         DBOS.delete_workflows([*jobs, *(row.workflow_id for row in attempts)])
-
-
-def _enqueue_delivery(delivery: Delivery) -> None:
-    DBOS.enqueue_workflow_with_options(
-        {
-            "workflow_name": DELIVERY,
-            "queue_name": DELIVERIES,
-            "workflow_id": delivery.id,
-            "app_version": APPLICATION_VERSION,
-            "delay_seconds": max(delivery.due - time.time(), 0.0),
-        },
-        delivery.to_dict(),
-    )
-
-
-def _deliveries(job_id: str) -> list[DeliveryState]:
-    rows = DBOS.list_workflows(name=DELIVERY, workflow_id_prefix=f"{job_id}.")
-    states = [_to_delivery(row) for row in rows]
-    return sorted(states, key=lambda state: (state.delivery.number, state.delivery.attempt))
-
-
-def _to_delivery(row: WorkflowStatus) -> DeliveryState:
-    assert row.input is not None
-    delivery = Delivery.from_dict(row.input["args"][0])
-    if not row.output:
-        return DeliveryState(delivery, is_running=row.status == "PENDING")
-    sent = Delivery.from_dict(row.output["delivery"])
-    return DeliveryState(sent, attempt=Attempt(**row.output["attempt"]))
 
 
 def _positions() -> dict[str, int]:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from app.admission import Admission
-from app.copying import Tell
-from app.errors import RunFailed, ServiceError
+from app.errors import ServiceError
 from app.jobs.callbacks import Callbacks, compose
 from app.jobs.delivery import Attempt, Delivery
 from app.jobs.engine import Find, Say, Step
 from app.jobs.folders import JobFolders
 from app.jobs.job import JobRequest, Progress
 from app.jobs.results import KeptResult, Results
-from app.responses import Extent
-from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, UPLOAD_NAME, RunRequest
-from app.runs import read_outcome, with_migrations
+from app.jobs.run_files import all_of, digest_file, made_by, opened_source, read_run_outcome
+from app.run_request import RunRequest
+from app.runs import with_migrations
 from app.sandbox import Sandbox
-from app.scratch import open_left_file, remove_tree
+from app.scratch import remove_tree
 from app.sets import MigrationSets
 from app.settings import Settings
-from app.storage.local_files import open_file, refuse_changed
 from app.storage.locations import Location
 from app.storage.transfers import Transfers
 from app.telemetry import Telemetry
@@ -37,8 +33,6 @@ from app.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-DIGEST_BYTES = 4 * 2**20
 
 # What is no fault of the checkpoint or of a migration may be gone a moment later.
 WORTH_ANOTHER_TRY = ("sandbox_lost", "no_space")
@@ -124,7 +118,7 @@ class MigrationWork:
         def tell(read: int) -> None:
             say(replace(progress, done_bytes=read, total_bytes=identity[2]))
 
-        digest = await _in_thread(partial(_digest_file, found, identity, tell))
+        digest = await _in_thread(partial(digest_file, found, identity, tell))
         return {
             "size": identity[2],
             "digest": digest,
@@ -204,7 +198,7 @@ class MigrationWork:
                 )
                 try:
                     order = replace(order, scratch_folder=str(run))
-                    with _opened(fetched) as source:
+                    with opened_source(fetched) as source:
                         await self._sandbox.run(
                             order,
                             label=f"of job {request.id}",
@@ -212,7 +206,7 @@ class MigrationWork:
                             facts=facts,
                             source=source,
                         )
-                    facts.take(await asyncio.to_thread(_read_outcome, run))
+                    facts.take(await asyncio.to_thread(read_run_outcome, run))
                 except BaseException:
                     remove_tree(run)
                     raise
@@ -259,9 +253,9 @@ class MigrationWork:
         destination = self._transfers.destinations.parse(request.destination)
         with ExitStack() as stack:
             if kept is not None:
-                facts, extents = dict(kept.facts), [_whole(kept, stack)]
+                facts, extents = dict(kept.facts), [all_of(kept, stack)]
             else:
-                facts, extents = _made(before, stack)
+                facts, extents = made_by(Path(before["run"]), before["fetched"], stack)
             size = sum(extent.count for extent in extents)
 
             def tell(written: int) -> None:
@@ -281,7 +275,7 @@ class MigrationWork:
         check: Callable[[], None],
     ) -> KeptResult:
         with ExitStack() as stack:
-            facts, extents = _made(before, stack)
+            facts, extents = made_by(Path(before["run"]), before["fetched"], stack)
             total = sum(extent.count for extent in extents)
 
             def on_copied(copied: int) -> None:
@@ -289,86 +283,6 @@ class MigrationWork:
                 say(replace(progress, done_bytes=copied, total_bytes=total))
 
             return self._results.keep(before["fingerprint"], facts, extents, on_copied=on_copied)
-
-
-@contextmanager
-def _opened(fetched: Mapping[str, Any]) -> Iterator[int | None]:
-    """Hold a source that is a file open while it is migrated.
-
-    Raises:
-        ServiceError: it has changed since it was looked at.
-    """
-    if "file" not in fetched:
-        yield None
-        return
-    location = Location("file", "", fetched["file"])
-    descriptor = open_file(location)
-    try:
-        refuse_changed(descriptor, fetched["identity"], location)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _made(before: Mapping[str, Any], stack: ExitStack) -> tuple[dict[str, Any], list[Extent]]:
-    """Open what a run has made; return what there is to say of it, and its bytes.
-
-    Raises:
-        ServiceError: the source is a file that was changed meanwhile.
-    """
-    run, fetched = Path(before["run"]), before["fetched"]
-    result = _read_run(run)
-    if "file" in fetched:
-        location = Location("file", "", fetched["file"])
-        source = open_file(location)
-        stack.callback(os.close, source)
-        refuse_changed(source, fetched["identity"], location)
-    else:
-        source = open_left_file(run / UPLOAD_NAME)
-        stack.callback(os.close, source)
-    new = open_left_file(run / NEW_BYTES_NAME)
-    stack.callback(os.close, new)
-    descriptors = {"source": source, "new": new}
-    extents = [
-        Extent(descriptors[which], offset, count) for which, offset, count in result["pieces"]
-    ]
-    return {"header": result["header"], "report": result["report"]}, extents
-
-
-def _whole(kept: KeptResult, stack: ExitStack) -> Extent:
-    descriptor = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, descriptor)
-    return Extent(descriptor, 0, kept.size)
-
-
-def _digest_file(
-    location: Location, identity: Sequence[int], tell: Tell, check: Callable[[], None]
-) -> str:
-    descriptor = open_file(location)
-    try:
-        digest = hashlib.sha256()
-        done = 0
-        while block := os.pread(descriptor, DIGEST_BYTES, done):
-            check()
-            digest.update(block)
-            done += len(block)
-            tell(done)
-        refuse_changed(descriptor, identity, location)
-    finally:
-        os.close(descriptor)
-    return digest.hexdigest()
-
-
-def _read_outcome(run: Path) -> dict[str, Any]:
-    return read_outcome(open_left_file(run / OUTCOME_NAME))
-
-
-def _read_run(run: Path) -> dict[str, Any]:
-    outcome = _read_outcome(run)
-    if "error" in outcome:
-        raise RunFailed.from_dict(outcome["error"])
-    result: dict[str, Any] = outcome["result"]
-    return result
 
 
 async def _in_thread(work: Callable[[Callable[[], None]], T]) -> T:
