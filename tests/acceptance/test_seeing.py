@@ -88,6 +88,9 @@ def test_every_run_is_counted_by_what_became_of_it(seen: Service, old: Path) -> 
         for _ in range(times):
             httpx.post(f"{seen.url}/migrate?set={set_name}", content=body, timeout=60)
     httpx.post(f"{seen.url}/migrate", content=b"no checkpoint")
+    # A request is counted when its answer has gone.
+    counted = total(before, "requests_total") + 8
+    assert eventually(lambda: total(scrape(seen), "requests_total") >= counted)
     after = scrape(seen)
 
     def added(name: str, **labels: str) -> float:

@@ -239,6 +239,6 @@ def test_trace_of_a_client_is_in_the_log_of_a_service_that_traces_nothing(
     with traced_service(tmp_path, OTEL_TRACES_EXPORTER="none") as service:
         assert send(service, old, "/migrate?set=fails", trace_id).status_code == 422
 
-        found = lines(service, trace_id)
-
+    # All of the log is there when the service has ended; an answer may be sent before its line is written.
+    found = lines(service, trace_id)
     assert "migration_failed" in [line.get("error_type") for line in found]
