@@ -68,8 +68,9 @@ class ForkServerProcess:
             if await server._hear_ready():
                 return server
         except asyncio.CancelledError:
-            # Without its socket it ends by itself.
-            ours.close()
+            # It has no runs yet.
+            process.kill()
+            await server.stop()
             raise
         await server.stop()
         raise ServiceError("sandbox_lost", "The fork server did not start.", retryable=True)

@@ -36,7 +36,7 @@ class Sandbox:
     def __init__(self, settings: SandboxSettings, *, requires_layers: bool) -> None:
         self._settings = settings
         self._requires_layers = requires_layers
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[ForkServerProcess] | None = None
         self._server: ForkServerProcess | None = None
 
     @classmethod
@@ -60,23 +60,29 @@ class Sandbox:
         return self._server.layers if self._server is not None else ()
 
     async def start(self) -> ForkServerProcess:
-        """Start the fork server unless it is alive.
+        """Start the fork server unless it is alive. Cancelling this leaves the start to whoever else waits for it.
 
         Raises:
             ServiceError: it did not come up, and its own words are on our standard error; or a layer is missing
                 that must not be.
         """
-        async with self._starting:
-            if self._server is None or not self._server.is_alive:
-                await self.stop()
-                self._server = await ForkServerProcess.start(self._settings)
-                await self._look_at_layers()
+        if self._server is not None and self._server.is_alive:
             return self._server
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.ensure_future(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> ForkServerProcess:
+        await self._end()
+        server = await ForkServerProcess.start(self._settings)
+        self._server = server
+        await self._look_at_layers()
+        return server
 
     async def _look_at_layers(self) -> None:
         missing = [layer for layer in self.layers if layer.state != IN_FORCE]
         if missing and self._requires_layers:
-            await self.stop()
+            await self._end()
             lacking = ", ".join(f"{layer.name} ({layer})" for layer in missing)
             raise ServiceError("sandbox_lost", f"The sandbox lacks {lacking}.", retryable=True)
         for layer in missing:
@@ -84,6 +90,12 @@ class Sandbox:
 
     async def stop(self) -> None:
         """Kill every run and end the fork server."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._end()
+
+    async def _end(self) -> None:
         server, self._server = self._server, None
         if server is not None:
             await server.stop()

@@ -41,6 +41,7 @@ SETS = {
         import time
 
         def handle(ckpt):
+            open("begun", "wb").close()
             time.sleep(60)
     """,
     "eats": """
@@ -221,6 +222,10 @@ class Service:
         """The folders of requests that are not over."""
         return [path.name for path in self.scratch.glob("migrate-ckpt-*/run-*")]
 
+    def begun_sleeps(self) -> set[Path]:
+        """What the migrations that sleep have left as a sign that they have begun."""
+        return set(self.scratch.glob("migrate-ckpt-*/run-*/begun"))
+
     def fork_server(self) -> int:
         (pid,) = children(self.pid)
         return pid
@@ -310,18 +315,18 @@ def head(path: str, length: int) -> bytes:
 
 @contextlib.contextmanager
 def sleeping_run(service: Service, old: Path) -> Iterator[None]:
-    """A request whose run has begun and does not end; the client hangs up at the end of the block."""
+    """A request whose migration has begun and does not end; the client hangs up at the end of the block."""
+    before = service.begun_sleeps()
     with connect(service) as connection:
         body = old.read_bytes()
         connection.sendall(head("/migrate?set=sleeps", len(body)) + body)
-        assert eventually(service.runs)
+        assert eventually(lambda: service.begun_sleeps() - before)
         yield
 
 
 def leave_during_run(service: Service, old: Path) -> None:
     with sleeping_run(service, old):
-        # Its process is there before its migration has begun.
-        time.sleep(0.5)
+        pass
 
 
 def answers(service: Service) -> bool:

@@ -176,10 +176,26 @@ def test_fork_server_that_died_is_started_again(service: Service, old: Path) -> 
     assert service.fork_server() != first
 
 
+def test_client_that_hangs_up_while_the_fork_server_starts_is_not_run(
+    service: Service, old: Path
+) -> None:
+    os.kill(service.fork_server(), signal.SIGKILL)
+    assert eventually(lambda: not children(service.pid))
+    before = service.log.stat().st_size
+
+    with connect(service) as connection:
+        body = old.read_bytes()
+        connection.sendall(head("/migrate?set=sleeps", len(body)) + body)
+
+    assert eventually(lambda: "the client has gone" in service.log.read_text()[before:], seconds=1)
+    assert eventually(lambda: migrate(service, old).status_code == 200)
+    assert len(children(service.pid)) == 1
+
+
 def test_run_dies_with_the_fork_server(service: Service, old: Path) -> None:
     with ThreadPoolExecutor(1) as thread:
         answer = thread.submit(migrate, service, old, "sleeps")
-        assert eventually(service.runs)
+        assert eventually(service.begun_sleeps)
         (run,) = service.runs()
 
         os.kill(service.fork_server(), signal.SIGKILL)
