@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from app.runs import read_outcome
 from app.scratch import open_left_file
 from app.storage.local_files import open_file, refuse_changed
 from app.storage.locations import Location
+from app.threads import Check
 
 DIGEST_BYTES = 4 * 2**20
 
@@ -36,9 +37,7 @@ def opened_source(fetched: Mapping[str, Any]) -> Iterator[int | None]:
         yield _open_source(fetched, stack)
 
 
-def digest_file(
-    location: Location, identity: Sequence[int], tell: Tell, check: Callable[[], None]
-) -> str:
+def digest_file(location: Location, identity: Sequence[int], tell: Tell, check: Check) -> str:
     """Return the SHA-256 of a file, in hex; `check` may end it.
 
     Raises:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from app.admission import Admission
 from app.errors import ServiceError
@@ -29,18 +29,13 @@ from app.settings import Settings
 from app.storage.locations import Location
 from app.storage.transfers import Transfers
 from app.telemetry import Telemetry
+from app.threads import Check, until_abandoned
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # What is no fault of the checkpoint or of a migration may be gone a moment later.
 WORTH_ANOTHER_TRY = ("sandbox_lost", "no_space")
 PAUSES_SECONDS = (1.0, 5.0)
-
-
-class _Abandoned(Exception):
-    """A copy that is not wanted any more."""
 
 
 class MigrationWork:
@@ -118,7 +113,7 @@ class MigrationWork:
         def tell(read: int) -> None:
             say(replace(progress, done_bytes=read, total_bytes=identity[2]))
 
-        digest = await _in_thread(partial(digest_file, found, identity, tell))
+        digest = await until_abandoned(partial(digest_file, found, identity, tell))
         return {
             "size": identity[2],
             "digest": digest,
@@ -227,7 +222,7 @@ class MigrationWork:
         if request.destination is not None:
             return await self._deliver(request, before, kept, progress, say)
         if kept is None:
-            kept = await _in_thread(partial(self._keep, before, progress, say))
+            kept = await until_abandoned(partial(self._keep, before, progress, say))
             await asyncio.to_thread(remove_tree, run)
         return {"fingerprint": fingerprint, "size": kept.size, **kept.facts}
 
@@ -272,7 +267,7 @@ class MigrationWork:
         before: Mapping[str, Any],
         progress: Progress,
         say: Say,
-        check: Callable[[], None],
+        check: Check,
     ) -> KeptResult:
         with ExitStack() as stack:
             facts, extents = made_by(Path(before["run"]), before["fetched"], stack)
@@ -283,20 +278,3 @@ class MigrationWork:
                 say(replace(progress, done_bytes=copied, total_bytes=total))
 
             return self._results.keep(before["fingerprint"], facts, extents, on_copied=on_copied)
-
-
-async def _in_thread(work: Callable[[Callable[[], None]], T]) -> T:
-    """Have a thread do this; when we are cancelled, the check that it is given ends it."""
-    is_abandoned = False
-
-    def check() -> None:
-        if is_abandoned:
-            raise _Abandoned
-
-    working = asyncio.ensure_future(asyncio.to_thread(work, check))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        is_abandoned = True
-        await asyncio.gather(working, return_exceptions=True)
-        raise

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from app.copying import FULL, Tell
 from app.errors import ServiceError
 from app.responses import Extent, read_blocks
+from app.threads import Check, until_abandoned
 from app.uploads import too_large
 
 
@@ -38,17 +39,18 @@ async def write_blocks(
             size += len(block)
             if size > max_bytes:
                 raise too_large(max_bytes)
-            await asyncio.to_thread(_write, file.fileno(), block, digest.update)
+            await until_abandoned(partial(_write, file.fileno(), block, digest.update))
             tell(size)
-        await asyncio.to_thread(os.fsync, file.fileno())
+        await until_abandoned(lambda _: os.fsync(file.fileno()))
     return Fetched(size, digest.hexdigest())
 
 
-def _write(descriptor: int, block: bytes, digest: Callable[[bytes], None]) -> None:
+def _write(descriptor: int, block: bytes, digest: Callable[[bytes], None], check: Check) -> None:
     digest(block)
     left = memoryview(block)
     try:
         while left:
+            check()
             left = left[os.write(descriptor, left) :]
     except OSError as error:
         if error.errno in FULL:
@@ -61,7 +63,7 @@ async def blocks_of(extents: Iterable[Extent], tell: Tell) -> AsyncIterator[byte
     """Hand out the bytes of these extents, read by a thread."""
     reader = read_blocks(list(extents))
     sent = 0
-    while block := await asyncio.to_thread(next, reader, b""):
+    while block := await until_abandoned(lambda _: next(reader, b"")):
         yield bytes(block)
         sent += len(block)
         tell(sent)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
@@ -23,6 +23,7 @@ from app.storage.blocks import Fetched, blocks_of, write_blocks
 from app.storage.local_files import identity_of, open_file, real_location, write_file
 from app.storage.locations import BUCKETS, WEB, Location
 from app.storage.web import blocks_of_web, open_web
+from app.threads import Check, until_abandoned
 from app.uploads import too_large
 
 ATTEMPTS = 5
@@ -123,7 +124,7 @@ class Transfers:
         extents = list(extents)
         self.destinations.refuse(destination)
         if destination.scheme == "file":
-            await asyncio.to_thread(write_file, destination, extents, tell)
+            await until_abandoned(partial(_write_file, destination, extents, tell))
             return
         size = sum(extent.count for extent in extents)
         async for attempt in _attempts():
@@ -155,6 +156,14 @@ class Transfers:
         if size > free_bytes(target.parent):
             message = f"The disk that jobs are kept on has no room for {size} bytes."
             raise ServiceError("no_space", message, retryable=True)
+
+
+def _write_file(destination: Location, extents: Iterable[Extent], tell: Tell, check: Check) -> None:
+    def check_and_tell(written: int) -> None:
+        check()
+        tell(written)
+
+    write_file(destination, extents, check_and_tell)
 
 
 def _complete(fetched: Fetched, size: int | None, source: Location) -> Fetched:
