@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -30,6 +30,7 @@ from app.storage.locations import Location
 from app.storage.transfers import Transfers
 from app.telemetry import Telemetry
 from app.threads import Check, until_abandoned
+from migrate_ckpt import MigrationSet
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +126,16 @@ class MigrationWork:
         self, request: JobRequest, before: Mapping[str, Any], say: Say
     ) -> dict[str, Any]:
         """Run the migrations, unless the result is there already; say where the run has left what it made."""
+        return await self._make(request, before, say, is_again=False)
+
+    async def _make(
+        self, request: JobRequest, fetched: Mapping[str, Any], say: Say, *, is_again: bool
+    ) -> dict[str, Any]:
         with self._sets.hold() as held:
             order = with_migrations(
                 RunRequest("migrate", ""),
                 request.parameters,
-                before["digest"],
+                fetched["digest"],
                 held,
                 self._settings,
             )
@@ -138,37 +144,47 @@ class MigrationWork:
                 "fingerprint": order.fingerprint,
                 "run": None,
                 "is_there": False,
-                "fetched": dict(before),
+                "fetched": dict(fetched),
             }
             if request.destination is not None:
-                found["is_there"] = await self._refuse_existing(request, order.fingerprint)
+                found["is_there"] = await self._refuse_existing(
+                    request, order.fingerprint, is_again=is_again
+                )
             if await asyncio.to_thread(self._results.renew, order.fingerprint) is None:
-                run = await self._try_run(request, before, order, say)
-                found["run"] = str(run)
+                migration_set = held.find(order.set_name)
+                run = partial(self._run, request, fetched, order, migration_set, say)
+                found["run"] = str(await self._try_run(request.id, run))
             return found
 
-    async def _refuse_existing(self, request: JobRequest, fingerprint: str) -> bool:
+    async def _refuse_existing(
+        self, request: JobRequest, fingerprint: str, *, is_again: bool
+    ) -> bool:
         assert request.destination is not None
         destination = self._transfers.destinations.parse(request.destination)
+        # No file says whose it is: what is there by now may be what this job had written.
+        may_be_ours = is_again and destination.scheme == "file"
         return await self._transfers.refuse_existing(
-            destination, fingerprint, may_replace=request.overwrite
+            destination, fingerprint, may_replace=request.overwrite or may_be_ours
         )
 
-    async def _try_run(
-        self, request: JobRequest, fetched: Mapping[str, Any], order: RunRequest, say: Say
-    ) -> Path:
+    async def _try_run(self, job_id: str, run: Callable[[], Awaitable[Path]]) -> Path:
         for pause in PAUSES_SECONDS:
             try:
-                return await self._run(request, fetched, order, say)
+                return await run()
             except ServiceError as error:
                 if error.error_type not in WORTH_ANOTHER_TRY:
                     raise
-                logger.warning("job %s is tried again in %g s: %s", request.id, pause, error)
+                logger.warning("job %s is tried again in %g s: %s", job_id, pause, error)
             await asyncio.sleep(pause)
-        return await self._run(request, fetched, order, say)
+        return await run()
 
     async def _run(
-        self, request: JobRequest, fetched: Mapping[str, Any], order: RunRequest, say: Say
+        self,
+        request: JobRequest,
+        fetched: Mapping[str, Any],
+        order: RunRequest,
+        migration_set: MigrationSet,
+        say: Say,
     ) -> Path:
         size: int = fetched["size"]
         progress = Progress("migrate", 2, len(self.steps), total_bytes=size)
@@ -177,7 +193,6 @@ class MigrationWork:
             facts.hear_of(name)
             say(replace(progress, migration=f"{name} ({position} of {count})"))
 
-        migration_set = self._sets.current.sets.get(order.set_name)
         with self._telemetry.run("migrate", size, migration_set) as facts:
             async with self._admission.turn(size):
                 if self._admission.is_stopping:
@@ -216,7 +231,8 @@ class MigrationWork:
         run = Path(before["run"] or "")
         if kept is None and (before["run"] is None or not run.exists()):
             # The scratch ends with its service, and a kept result may expire meanwhile: once more, then.
-            before = await self._migrate(request, await self._fetched(request, before, say), say)
+            fetched = await self._fetched(request, before, say)
+            before = await self._make(request, fetched, say, is_again=True)
             return await self._store(request, before, say)
         progress = Progress("store", 3, len(self.steps))
         if request.destination is not None:
@@ -257,7 +273,14 @@ class MigrationWork:
                 say(replace(progress, done_bytes=written, total_bytes=size))
 
             if not before["is_there"]:
-                await self._transfers.deliver(extents, destination, before["fingerprint"], tell)
+                await self._transfers.deliver(
+                    extents,
+                    destination,
+                    before["fingerprint"],
+                    tell,
+                    writer=request.id,
+                    may_replace=request.overwrite,
+                )
         if before["run"] is not None:
             await asyncio.to_thread(remove_tree, Path(before["run"]))
         return {"fingerprint": before["fingerprint"], "size": size, **facts}

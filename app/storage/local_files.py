@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import filecmp
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ from app.copying import Tell, copy_extents, flush
 from app.errors import ServiceError
 from app.responses import Extent
 from app.storage.locations import Location
+
+# A file system that has no second names.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def open_file(location: Location) -> int:
@@ -56,24 +60,32 @@ def refuse_changed(descriptor: int, before: Sequence[int], location: Location) -
         raise ServiceError("source_changed", message, retryable=True)
 
 
-def write_file(location: Location, extents: Iterable[Extent], tell: Tell) -> None:
+def write_file(
+    location: Location, extents: Iterable[Extent], tell: Tell, *, writer: str, may_replace: bool
+) -> None:
     """Write a file beside its place, the kernel copying where it can, and give it its name when it is whole.
 
+    What the same writer had left unfinished is begun anew. Where nothing may be replaced and the same bytes are
+    there already, they are left as they are: a job that was interrupted had written them.
+
     Raises:
-        ServiceError: it cannot be written.
+        ServiceError: it cannot be written, or another file is there that may not be replaced.
     """
     target = Path(location.path)
+    building = target.with_name(f".{target.name[:100]}.{writer}")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
-        os.close(descriptor)
+        building.unlink(missing_ok=True)
+        building.touch(exist_ok=False)
     except OSError as error:
         message = f"{location} cannot be written: {error.strerror}."
         raise ServiceError("destination_refused", message) from error
-    building = Path(name)
     try:
         building.unlink()
         copy_extents(extents, building, tell)
-        os.rename(building, target)
+        if may_replace:
+            os.rename(building, target)
+        else:
+            _place_beside_others(building, target, location)
         flush(target.parent)
     except OSError as error:
         message = f"{location} cannot be written: {error.strerror}."
@@ -81,3 +93,23 @@ def write_file(location: Location, extents: Iterable[Extent], tell: Tell) -> Non
     finally:
         with suppress(FileNotFoundError):
             building.unlink()
+
+
+def _place_beside_others(building: Path, target: Path, location: Location) -> None:
+    try:
+        os.link(building, target)
+    except FileExistsError as error:
+        if not (target.is_file() and filecmp.cmp(building, target, shallow=False)):
+            raise exists_already(location) from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise exists_already(location) from error
+        os.rename(building, target)
+
+
+def exists_already(location: Location) -> ServiceError:
+    """Return the refusal to replace what is there."""
+    message = f'{location} is there already; with "overwrite": true it is replaced.'
+    return ServiceError("destination_exists", message)

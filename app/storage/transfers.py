@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,13 @@ from app.settings import Settings
 from app.storage import buckets
 from app.storage.allowed import AllowedLocations
 from app.storage.blocks import Fetched, blocks_of, write_blocks
-from app.storage.local_files import identity_of, open_file, real_location, write_file
+from app.storage.local_files import (
+    exists_already,
+    identity_of,
+    open_file,
+    real_location,
+    write_file,
+)
 from app.storage.locations import BUCKETS, WEB, Location
 from app.storage.web import blocks_of_web, open_web
 from app.threads import Check, until_abandoned
@@ -109,22 +115,29 @@ class Transfers:
         if found == fingerprint:
             return True
         if exists and not may_replace:
-            message = f'{destination} is there already; with "overwrite": true it is replaced.'
-            raise ServiceError("destination_exists", message)
+            raise exists_already(destination)
         return False
 
     async def deliver(
-        self, extents: Iterable[Extent], destination: Location, fingerprint: str, tell: Tell
+        self,
+        extents: Iterable[Extent],
+        destination: Location,
+        fingerprint: str,
+        tell: Tell,
+        *,
+        writer: str,
+        may_replace: bool,
     ) -> None:
         """Write a result to its destination, where it is when it is whole.
 
         Raises:
-            ServiceError: it cannot be written.
+            ServiceError: it cannot be written, or another file is there that may not be replaced.
         """
         extents = list(extents)
         self.destinations.refuse(destination)
         if destination.scheme == "file":
-            await until_abandoned(partial(_write_file, destination, extents, tell))
+            write = partial(write_file, destination, writer=writer, may_replace=may_replace)
+            await until_abandoned(partial(_checked, write, extents, tell))
             return
         size = sum(extent.count for extent in extents)
         async for attempt in _attempts():
@@ -158,12 +171,17 @@ class Transfers:
             raise ServiceError("no_space", message, retryable=True)
 
 
-def _write_file(destination: Location, extents: Iterable[Extent], tell: Tell, check: Check) -> None:
+def _checked(
+    write: Callable[[Iterable[Extent], Tell], None],
+    extents: Iterable[Extent],
+    tell: Tell,
+    check: Check,
+) -> None:
     def check_and_tell(written: int) -> None:
         check()
         tell(written)
 
-    write_file(destination, extents, check_and_tell)
+    write(extents, check_and_tell)
 
 
 def _complete(fetched: Fetched, size: int | None, source: Location) -> Fetched:

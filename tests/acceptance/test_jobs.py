@@ -147,6 +147,42 @@ def test_job_whose_service_dies_each_time_is_given_up(folder: Path, old: Path) -
         assert wait_for(service, submit(service, old).headers["location"])["status"] == "succeeded"
 
 
+def test_file_that_a_killed_service_had_just_written_is_the_result(folder: Path, old: Path) -> None:
+    quick = folder / "migrations" / "quick"
+    quick.mkdir()
+    (quick / "0001_first.py").write_text("def handle(ckpt):\n    return {'a': 1, **ckpt}\n")
+    source, target = folder / "in" / "old.ckpt", folder / "out" / "new.ckpt"
+    source.parent.mkdir()
+    target.parent.mkdir()
+    source.write_bytes(old.read_bytes())
+    order = {"source": f"file://{source}", "destination": f"file://{target}", "set": "quick"}
+    allowed = {
+        "MIGRATE_CKPT_DATA_FOLDER": str(folder / "data"),
+        "MIGRATE_CKPT_ALLOWED_SOURCES": f"file://{source.parent}",
+        "MIGRATE_CKPT_ALLOWED_DESTINATIONS": f"file://{target.parent}",
+    }
+    with running_service(folder, **allowed) as service:
+        answer = httpx.post(f"{service.url}/jobs", json=order)
+        assert answer.status_code == 202, answer.text
+        path = answer.headers["location"]
+        # At once: before the job has noted that it is done.
+        while not target.exists():
+            pass
+        os.kill(service.pid, signal.SIGKILL)
+        service.process.wait()
+    written = target.read_bytes(), target.stat().st_ino
+
+    with running_service(folder, **allowed) as service:
+        assert wait_for(service, path)["status"] == "succeeded"
+        assert (target.read_bytes(), target.stat().st_ino) == written
+        assert [file.name for file in target.parent.iterdir()] == ["new.ckpt"]
+        # Another checkpoint is not written there.
+        refused = httpx.post(f"{service.url}/jobs", json={**order, "set": "default"}).headers[
+            "location"
+        ]
+        assert wait_for(service, refused)["problem"]["error_type"] == "destination_exists"
+
+
 def test_stopped_service_goes_on_with_its_job_when_it_starts(folder: Path, old: Path) -> None:
     with running_service(
         folder,

@@ -88,7 +88,9 @@ def test_cancelled_delivery_leaves_nothing(tmp_path: Path) -> None:
         descriptor = os.open(tmp_path / "result", os.O_RDONLY)
         extents = [Extent(descriptor, 0, 2**20)] * 1000
         target = Location("file", "", str(tmp_path / "out" / "new"))
-        task = asyncio.ensure_future(transfers.deliver(extents, target, "f", tell))
+        task = asyncio.ensure_future(
+            transfers.deliver(extents, target, "f", tell, writer="a", may_replace=False)
+        )
         await asyncio.to_thread(told.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
