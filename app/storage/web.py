@@ -78,8 +78,7 @@ def _refuse_status(location: Location, status: int) -> None:
         raise ServiceError("source_not_found", f"There is nothing at {location}.")
     if status in _LATER:
         raise unavailable(location, f"status {status}")
-    message = f"{location} answers with status {status}."
-    raise ServiceError("source_unavailable", message)
+    raise ServiceError("source_refused", f"{location} answers with status {status}.")
 
 
 def unavailable(location: Location, why: str) -> ServiceError:

@@ -46,6 +46,8 @@ class Site(http.server.BaseHTTPRequestHandler):
             self._redirect("loop")
         elif name == "missing":
             self.send_error(404)
+        elif name.isdecimal():
+            self.send_error(int(name))
         elif name == "busy" and self.failures.setdefault("busy", 0) < 2:
             self.failures["busy"] += 1
             self.send_error(503)
@@ -260,6 +262,8 @@ def test_web_address_is_fetched_and_tried_again(client: Client, site: str) -> No
         ("outside", "source_not_allowed"),
         ("loop", "source_unavailable"),
         ("missing", "source_not_found"),
+        ("403", "source_refused"),
+        ("451", "source_refused"),
         ("huge", "too_large"),
         ("endless", "too_large"),
     ],
