@@ -39,17 +39,9 @@ async def describe(job: Job, office: JobOffice) -> dict[str, Any]:
     """Return the document of a job."""
     kept = None if job.request.destination else await office.result(job)
     return {
-        "id": job.id,
-        "status": job.status,
-        "url": f"/jobs/{job.id}",
-        "filename": job.request.filename,
-        "size": _size(job),
-        "source": job.request.source and _shown(job.request.source),
-        "destination": job.request.destination and _shown(job.request.destination),
+        **_describe_order(job),
         "callback": job.request.callback and _shown(job.request.callback),
-        "created": _date(job.created),
         "started": _date(job.started),
-        "ended": _date(job.ended),
         "queue_position": job.queue_position,
         "progress": job.progress and job.progress.to_dict(),
         "report": job.outcome and job.outcome["report"],
@@ -94,6 +86,14 @@ def describe_briefly(job: Job) -> dict[str, Any]:
     """Return what fits into a message: of the report only what the header says, of a problem only why."""
     problem = job.problem and _describe_problem(job.problem)
     return {
+        **_describe_order(job),
+        "report": job.outcome and json.loads(job.outcome["header"]),
+        "problem": problem and {name: problem[name] for name in ("error_type", "detail")},
+    }
+
+
+def _describe_order(job: Job) -> dict[str, Any]:
+    return {
         "id": job.id,
         "status": job.status,
         "url": f"/jobs/{job.id}",
@@ -103,8 +103,6 @@ def describe_briefly(job: Job) -> dict[str, Any]:
         "destination": job.request.destination and _shown(job.request.destination),
         "created": _date(job.created),
         "ended": _date(job.ended),
-        "report": job.outcome and json.loads(job.outcome["header"]),
-        "problem": problem and {name: problem[name] for name in ("error_type", "detail")},
     }
 
 
@@ -214,8 +212,11 @@ async def answer_result(request: Request, job: Job, office: JobOffice) -> Respon
 
 
 def _digest(algorithm: str, kept: KeptResult) -> str:
-    with kept.path.open("rb") as file:
-        return repr_digest(algorithm, read_blocks([Extent(file.fileno(), 0, kept.size)]))
+    try:
+        with kept.path.open("rb") as file:
+            return repr_digest(algorithm, read_blocks([Extent(file.fileno(), 0, kept.size)]))
+    except FileNotFoundError as error:
+        raise ServiceError("result_expired", "The result has just expired.") from error
 
 
 def raise_without_result(job: Job) -> None:

@@ -173,8 +173,11 @@ def test_result_has_the_digest_that_is_wanted_of_all_of_it(client: Client) -> No
     assert "repr-digest" not in whole.headers
 
 
-def test_result_that_expires_just_now_is_said_to(client: Client, data: Path) -> None:
-    done = finish(client, checkpoint(22.0))
+@pytest.mark.parametrize("headers", [{}, {"Want-Repr-Digest": "sha-256=1"}], ids=["", "digest"])
+def test_result_that_expires_just_now_is_said_to(
+    client: Client, data: Path, headers: dict[str, str]
+) -> None:
+    done = finish(client, checkpoint(22.0 + len(headers)))
     kept = data / "results" / done["result"]["fingerprint"] / "checkpoint"
     office = client.app.state.jobs
     find = office.results.find
@@ -186,7 +189,7 @@ def test_result_that_expires_just_now_is_said_to(client: Client, data: Path) -> 
 
     office.results.find = find_and_lose
     try:
-        answer = client.get(done["result"]["url"])
+        answer = client.get(done["result"]["url"], headers=headers)
     finally:
         office.results.find = find
 
