@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     result_ttl_seconds: float = Field(
         86400, gt=0, allow_inf_nan=False, description="How long the result of a job is kept."
     )
+    max_queued_jobs: PositiveInt = Field(
+        1000, description="How many jobs may wait; further ones are sent away."
+    )
     max_result_bytes: ByteSize = Field(
         ByteSize(256 * 2**30),
         gt=0,

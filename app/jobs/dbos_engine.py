@@ -126,6 +126,9 @@ class DbosEngine:
     ) -> Sequence[Job]:
         return await asyncio.to_thread(self._jobs, status, limit, offset)
 
+    async def queued(self) -> int:
+        return len(await asyncio.to_thread(_positions))
+
     async def deliver(self, delivery: Delivery) -> None:
         await asyncio.to_thread(enqueue_delivery, delivery)
 

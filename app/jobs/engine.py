@@ -60,6 +60,9 @@ class JobEngine(Protocol):
     ) -> Sequence[Job]:
         """Return jobs, the newest first."""
 
+    async def queued(self) -> int:
+        """Return how many jobs wait."""
+
     async def deliver(self, delivery: Delivery) -> None:
         """Put a delivery on its way, unless it is already."""
 

@@ -60,6 +60,7 @@ async def take_job(request: Request, *, filename: str | None = None) -> Job:
     job_id = new_job_id(request)
     declared = declared_bytes(request, max_bytes=request.app.state.settings.max_upload_bytes)
     _refuse_full_disk(office, declared)
+    await office.refuse_when_full(job_id)
     with admission.place(declared) as place:
         scratch = Scratch(office.folders.incoming)
         try:

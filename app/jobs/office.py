@@ -49,9 +49,13 @@ class JobOffice:
         transfers: Transfers,
         callbacks: Callbacks,
         *,
+        max_queued: int,
         is_stopping: Callable[[], bool],
+        retry_after: Callable[[], int],
     ) -> None:
         self.is_stopping = is_stopping
+        self._max_queued = max_queued
+        self._retry_after = retry_after
         self.engine = engine
         self.folders = folders
         self.results = results
@@ -63,11 +67,12 @@ class JobOffice:
         """Store a job, and return it; or the one that has this id already and asks for the same.
 
         Raises:
-            ServiceError: the id is that of a job that asks for something else.
+            ServiceError: the id is that of a job that asks for something else, or too many jobs wait.
         """
         async with self._accepting:
             job = await self.engine.status(request.id)
             if job is None:
+                await self._refuse_full_queue()
                 # First the folder, then the job: no job is without its file, or goes unnoticed by a sweep.
                 if upload is not None:
                     await asyncio.to_thread(self.folders.accept, upload, request.id)
@@ -78,6 +83,25 @@ class JobOffice:
             message = "This Idempotency-Key was used with another checkpoint or other parameters."
             raise ServiceError("key_reused", message, job=job.id)
         return job
+
+    async def refuse_when_full(self, job_id: str) -> None:
+        """Refuse a job before it is received, where there would be no place for it; not one that is there already.
+
+        Raises:
+            ServiceError: too many jobs wait.
+        """
+        if await self.engine.status(job_id) is None:
+            await self._refuse_full_queue()
+
+    async def _refuse_full_queue(self) -> None:
+        waiting = await self.engine.queued()
+        if waiting >= self._max_queued:
+            raise ServiceError(
+                "queue_full",
+                f"{waiting} jobs wait, and the service takes no more now.",
+                retryable=True,
+                retry_after=self._retry_after(),
+            )
 
     async def find(self, job_id: str) -> Job:
         """Return a job as it stands.
@@ -225,7 +249,9 @@ async def open_office(
             results,
             transfers,
             callbacks,
+            max_queued=settings.max_queued_jobs,
             is_stopping=lambda: admission.is_stopping,
+            retry_after=admission.retry_after,
         )
         logger.info("Jobs are kept in %s; %s", settings.data_folder, ONE_REPLICA)
         async with engine.run_worker(work):

@@ -16,6 +16,7 @@ import pytest
 from tests.acceptance.conftest import (
     Service,
     children,
+    connect,
     eventually,
     is_alive,
     running_service,
@@ -195,6 +196,39 @@ def test_stopped_service_goes_on_with_its_job_when_it_starts(folder: Path, old: 
 
     with start(folder) as service:
         assert wait_for(service, path)["status"] == "succeeded"
+
+
+def test_job_for_which_there_is_no_place_is_refused_before_its_body(
+    folder: Path, old: Path
+) -> None:
+    body = old.read_bytes()
+    length = {"Content-Length": str(len(body)), "Expect": "100-continue"}
+    with running_service(
+        folder,
+        MIGRATE_CKPT_DATA_FOLDER=str(folder / "data"),
+        MIGRATE_CKPT_ALLOWED_SOURCES=f"file://{old.parent}",
+        MIGRATE_CKPT_MAX_CONCURRENT_RUNS="1",
+        MIGRATE_CKPT_MAX_QUEUED_JOBS="1",
+    ) as service:
+        wait_until_running(service, submit(service, old).headers["location"])
+        waiting = submit(service, old, **{"Idempotency-Key": "one"})
+        assert waiting.status_code == 202
+
+        with connect(service) as connection:
+            lines = [f"{name}: {value}" for name, value in {"Host": "x", **length}.items()]
+            connection.sendall("\r\n".join(["POST /jobs HTTP/1.1", *lines, "", ""]).encode())
+            early = connection.makefile("rb").read().decode()
+        by_reference = httpx.post(f"{service.url}/jobs", json={"source": f"file://{old}"})
+        again = submit(service, old, **{"Idempotency-Key": "one"})
+
+        assert early.startswith("HTTP/1.1 503")
+        assert "queue_full" in early
+        assert (by_reference.status_code, by_reference.json()["error_type"]) == (503, "queue_full")
+        assert int(by_reference.headers["retry-after"]) >= 1
+        # Who only asks again for what waits is not sent away.
+        assert again.headers["location"] == waiting.headers["location"]
+        wait_for(service, waiting.headers["location"])
+        assert submit(service, old).status_code == 202
 
 
 def test_cancelled_job_loses_its_run_within_a_second(

@@ -260,6 +260,9 @@ def given_up_by_reference(tmp_path: Any) -> tuple[list[Any], Any]:
         async def status(self, job_id: str) -> Job | None:
             return jobs.get(job_id)
 
+        async def queued(self) -> int:
+            return 0
+
         async def deliver(self, delivery: Any) -> None:
             told.append(delivery)
 
@@ -271,7 +274,7 @@ def given_up_by_reference(tmp_path: Any) -> tuple[list[Any], Any]:
             pass
 
     parts: Any = (Engine(), JobFolders(tmp_path), Results(), None, None)
-    office = JobOffice(*parts, is_stopping=lambda: False)
+    office = JobOffice(*parts, max_queued=1, is_stopping=lambda: False, retry_after=lambda: 1)
     asyncio.run(office.accept(asked))
     return told, office
 

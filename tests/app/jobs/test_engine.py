@@ -136,6 +136,21 @@ def test_steps_run_in_order_and_the_last_one_makes_the_outcome(run: Any) -> None
     run(test)
 
 
+def test_jobs_that_wait_are_counted(run: Any) -> None:
+    async def test(working: Any) -> None:
+        async with working(Recorder(second=hangs)) as engine:
+            for job_id in "abc":
+                await engine.submit(ask(job_id))
+            await until(engine, "a", lambda job: job.status == "running")
+
+            assert await engine.queued() == 2
+
+            await engine.cancel("b")
+            assert await engine.queued() == 1
+
+    run(test)
+
+
 def test_same_id_is_the_same_job(run: Any) -> None:
     async def test(working: Any) -> None:
         work = Recorder()
