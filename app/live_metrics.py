@@ -22,6 +22,12 @@ def live_metrics(state: State) -> tuple[Live, ...]:
         number("queue_depth", "Runs that wait for their turn.", "waiting"),
         number("runs_active", "Runs that are under way.", "running"),
         Live(
+            "jobs_queued",
+            "Jobs that wait.",
+            (),
+            lambda: {(): state.jobs.waiting} if state.jobs is not None else {},
+        ),
+        Live(
             "scratch_free_bytes",
             "What can still be written to the scratch disk.",
             (),

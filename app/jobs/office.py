@@ -54,6 +54,8 @@ class JobOffice:
         retry_after: Callable[[], int],
     ) -> None:
         self.is_stopping = is_stopping
+        # How many jobs waited when they were counted last.
+        self.waiting = 0
         self._max_queued = max_queued
         self._retry_after = retry_after
         self.engine = engine
@@ -84,6 +86,10 @@ class JobOffice:
             raise ServiceError("key_reused", message, job=job.id)
         return job
 
+    async def count_waiting(self) -> int:
+        self.waiting = await self.engine.queued()
+        return self.waiting
+
     async def refuse_when_full(self, job_id: str) -> None:
         """Refuse a job before it is received, where there would be no place for it; not one that is there already.
 
@@ -94,7 +100,7 @@ class JobOffice:
             await self._refuse_full_queue()
 
     async def _refuse_full_queue(self) -> None:
-        waiting = await self.engine.queued()
+        waiting = await self.count_waiting()
         if waiting >= self._max_queued:
             raise ServiceError(
                 "queue_full",

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.jobs.office import JobOffice
 from app.metrics import Metrics
 from app.openapi import PROBLEMS
 
@@ -29,7 +30,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     responses=_RESPONSES,
     summary="Show the metrics, for Prometheus",
 )
-def metrics(request: Request) -> Response:
+async def metrics(request: Request) -> Response:
+    jobs: JobOffice | None = request.app.state.jobs
+    if jobs is not None:
+        await jobs.count_waiting()
     found: Metrics = request.app.state.telemetry.metrics
     content, media_type = found.expose(request.headers.get("accept", ""))
     return Response(content, media_type=media_type)

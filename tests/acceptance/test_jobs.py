@@ -213,6 +213,7 @@ def test_job_for_which_there_is_no_place_is_refused_before_its_body(
         wait_until_running(service, submit(service, old).headers["location"])
         waiting = submit(service, old, **{"Idempotency-Key": "one"})
         assert waiting.status_code == 202
+        metrics = httpx.get(f"{service.url}/metrics").text
 
         with connect(service) as connection:
             lines = [f"{name}: {value}" for name, value in {"Host": "x", **length}.items()]
@@ -225,6 +226,7 @@ def test_job_for_which_there_is_no_place_is_refused_before_its_body(
         assert "queue_full" in early
         assert (by_reference.status_code, by_reference.json()["error_type"]) == (503, "queue_full")
         assert int(by_reference.headers["retry-after"]) >= 1
+        assert "migrate_ckpt_jobs_queued 1.0" in metrics
         # Who only asks again for what waits is not sent away.
         assert again.headers["location"] == waiting.headers["location"]
         wait_for(service, waiting.headers["location"])
