@@ -101,6 +101,12 @@ class Settings(BaseSettings):
     result_ttl_seconds: float = Field(
         86400, gt=0, allow_inf_nan=False, description="How long the result of a job is kept."
     )
+    fetch_timeout_seconds: float = Field(
+        4 * 3600,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a checkpoint may take to be fetched, with all attempts.",
+    )
     max_queued_jobs: PositiveInt = Field(
         1000, description="How many jobs may wait; further ones are sent away."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Transfers:
     destinations: AllowedLocations
     networks: Networks
     max_bytes: int
+    fetch_timeout_seconds: float
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Transfers:
@@ -51,6 +53,7 @@ class Transfers:
             AllowedLocations.of("destination", settings.allowed_destinations),
             Networks(settings.allowed_networks),
             settings.max_upload_bytes,
+            settings.fetch_timeout_seconds,
         )
 
     def parse(self, source: str, destination: str | None) -> tuple[Location, Location | None]:
@@ -72,9 +75,19 @@ class Transfers:
         """Fetch a source of a bucket or of the web into a file; what may be gone later is tried again.
 
         Raises:
-            ServiceError: it cannot be had, or is too large.
+            ServiceError: it cannot be had, is too large, or takes too long.
         """
         self.sources.refuse(source)
+        try:
+            # A server that sends a byte now and then would keep others from being fetched for good.
+            return await asyncio.wait_for(
+                self._try_fetch(source, target, tell), self.fetch_timeout_seconds
+            )
+        except asyncio.TimeoutError as error:
+            message = f"{source} was not here after the {self.fetch_timeout_seconds:g} seconds it may take."
+            raise ServiceError("source_unavailable", message, retryable=True) from error
+
+    async def _try_fetch(self, source: Location, target: Path, tell: Tell) -> Fetched:
         async for attempt in _attempts():
             with attempt:
                 if source.scheme in BUCKETS:

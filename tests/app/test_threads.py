@@ -77,7 +77,7 @@ def test_cancelled_delivery_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "result").write_bytes(b"x" * 2**20)
     allowed = AllowedLocations.of("destination", [f"file://{tmp_path}/out"])
-    transfers = Transfers(allowed, allowed, Networks(), 2**40)
+    transfers = Transfers(allowed, allowed, Networks(), 2**40, 60)
     told = threading.Event()
 
     def tell(written: int) -> None:

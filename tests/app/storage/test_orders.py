@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import io
+import ipaddress
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,12 @@ import pytest
 import torch
 from fastapi import FastAPI
 
+from app.errors import ServiceError
 from app.main import create_app
+from app.outbound.networks import Networks
 from app.settings import Settings
+from app.storage.allowed import AllowedLocations
+from app.storage.transfers import Transfers
 from tests.app.conftest import Client
 
 pytest.importorskip("dbos", reason="the extra [jobs] is not installed")
@@ -56,7 +63,9 @@ class Site(http.server.BaseHTTPRequestHandler):
         elif name == "huge":
             self._send(b"x", length=2**40)
         elif name == "endless":
-            self._endless()
+            self._endless(bytes(2**20), pause=0)
+        elif name == "slow":
+            self._endless(b"x", pause=0.1)
         else:
             self._send(checkpoint(), length=len(checkpoint()))
 
@@ -72,12 +81,13 @@ class Site(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _endless(self) -> None:
+    def _endless(self, block: bytes, *, pause: float) -> None:
         self.send_response(200)
         self.end_headers()
         try:
             while True:
-                self.wfile.write(bytes(2**20))
+                self.wfile.write(block)
+                time.sleep(pause)
         except OSError:
             pass
 
@@ -275,6 +285,21 @@ def test_web_address_that_leads_astray_fails_the_job(
 
     assert (done["status"], done["problem"]["error_type"]) == ("failed", error_type)
     assert "/private/a.ckpt" not in Site.seen
+
+
+def test_server_that_takes_its_time_is_given_up(site: str, tmp_path: Path) -> None:
+    sources = AllowedLocations.of("source", [f"{site}/models"])
+    transfers = Transfers(
+        sources, sources, Networks([ipaddress.ip_network("127.0.0.0/8")]), 2**20, 1.0
+    )
+
+    async def fetch() -> None:
+        source, _ = transfers.parse(f"{site}/models/slow", None)
+        await transfers.fetch(source, tmp_path / "fetched", lambda _: None)
+
+    with pytest.raises(ServiceError, match="after the 1 seconds") as caught:
+        asyncio.run(fetch())
+    assert (caught.value.error_type, caught.value.retryable) == ("source_unavailable", True)
 
 
 def test_missing_file_fails_the_job(client: Client, models: Path) -> None:
