@@ -9,7 +9,16 @@ from typing import Any
 
 from migrate_ckpt.plan import Plan
 
-_HEADER_LISTS = ("ran", "not_applicable", "pending", "missed", "unknown", "changed")
+_HEADER_LISTS = (
+    "ran",
+    "not_applicable",
+    "pending",
+    "missed",
+    "unknown",
+    "changed",
+    "optimizer_not_followed",
+    "warnings",
+)
 _HEADER_FACTS = ("set", "set_digest", "fingerprint")
 
 
@@ -95,7 +104,7 @@ class Report:
         If it would be longer, each list is cut after its first names, `"truncated"` is true and
         `"counts"` has the lists' true lengths.
         """
-        full = self.to_dict()
+        full = self.to_dict() | {"optimizer_not_followed": list(self.optimizer_not_followed)}
         lists = {key: full[key] for key in _HEADER_LISTS}
         facts = {key: full[key] for key in _HEADER_FACTS}
         line = json.dumps({**lists, **facts})

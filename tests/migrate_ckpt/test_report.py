@@ -78,7 +78,13 @@ class TestDict:
 
 class TestHeader:
     def test_short_report_is_one_line_of_json(self) -> None:
-        report = Report(plan(["0001_x"], []), ran=("0001_x",), fingerprint="f")
+        report = Report(
+            plan(["0001_x"], []),
+            ran=("0001_x",),
+            optimizer_not_followed=("0001_x",),
+            warnings=("It was cut.",),
+            fingerprint="f",
+        )
 
         assert json.loads(report.to_header()) == {
             "ran": ["0001_x"],
@@ -87,6 +93,8 @@ class TestHeader:
             "missed": [],
             "unknown": [],
             "changed": [],
+            "optimizer_not_followed": ["0001_x"],
+            "warnings": ["It was cut."],
             "set": "default",
             "set_digest": "1:00",
             "fingerprint": "f",
@@ -99,7 +107,7 @@ class TestHeader:
         assert header.isprintable()
         assert json.loads(header)["ran"] == ["0001_größe"]
 
-    @pytest.mark.parametrize("max_bytes", [300, 2048, 10_000])
+    @pytest.mark.parametrize("max_bytes", [400, 2048, 10_000])
     def test_long_report_is_cut_to_the_limit_and_says_so(self, max_bytes: int) -> None:
         report = Report(LONG, ran=LONG.pending[:400])
 
@@ -115,5 +123,7 @@ class TestHeader:
             "missed": 0,
             "unknown": 0,
             "changed": 0,
+            "optimizer_not_followed": 0,
+            "warnings": 0,
         }
         assert data["ran"] == list(report.ran[: len(data["ran"])])
