@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.acceptance.conftest import (
+    AT_ONCE_SECONDS,
     Service,
     children,
     connect,
@@ -37,6 +38,12 @@ WAITS = """
             weights[key.removeprefix("model.")] = weights.pop(key)
         return ckpt
 """
+HANGS = """
+    import time
+
+    def handle(ckpt):
+        time.sleep(60)
+"""
 FAILS = """
     def handle(ckpt):
         raise KeyError("optimizer")
@@ -46,7 +53,7 @@ FAILS = """
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The folder of a service whose default set takes its time."""
-    for name, code in (("", WAITS), ("fails", FAILS)):
+    for name, code in (("", WAITS), ("hangs", HANGS), ("fails", FAILS)):
         (tmp_path / "migrations" / name).mkdir(exist_ok=True)
         (tmp_path / "migrations" / name / "0001_first.py").write_text(textwrap.dedent(code))
     return tmp_path
@@ -92,11 +99,11 @@ def is_running(service: Service, path: str) -> bool:
 
 
 def wait_until_running(service: Service, path: str) -> None:
-    assert eventually(lambda: is_running(service, path), seconds=20)
+    assert eventually(lambda: is_running(service, path), seconds=60)
 
 
 def wait_for(service: Service, path: str) -> dict[str, Any]:
-    assert eventually(lambda: job(service, path)["ended"], seconds=20), job(service, path)
+    assert eventually(lambda: job(service, path)["ended"], seconds=60), job(service, path)
     return job(service, path)
 
 
@@ -236,13 +243,13 @@ def test_job_for_which_there_is_no_place_is_refused_before_its_body(
 def test_cancelled_job_loses_its_run_within_a_second(
     started: Service, folder: Path, old: Path
 ) -> None:
-    path = submit(started, old).headers["location"]
+    path = submit(started, old, "?set=hangs").headers["location"]
     assert eventually(lambda: started.runs())
     begun = time.monotonic()
 
     answer = httpx.delete(f"{started.url}{path}")
 
-    assert eventually(lambda: not started.runs(), seconds=1)
+    assert eventually(lambda: not started.runs(), seconds=AT_ONCE_SECONDS)
     print(f"the run was gone after {time.monotonic() - begun:.2f} s")
     assert answer.json()["status"] == "cancelled"
     assert httpx.get(f"{started.url}{path}/result").status_code == 409

@@ -21,7 +21,8 @@ SLOW = """
 import time
 
 def handle(ckpt):
-    time.sleep(3)
+    open("begun", "wb").close()
+    time.sleep(8)
     ckpt["first"] = True
     return ckpt
 """
@@ -38,10 +39,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def begin(service: Service, old: Path, set_name: str) -> Future[httpx.Response]:
-    """Send a checkpoint from another thread, and come back when its run has begun."""
+    """Send a checkpoint from another thread, and come back when its migration has begun."""
+    before = service.begun_sleeps()
     url = f"{service.url}/migrate?set={set_name}"
     future = ThreadPoolExecutor(1).submit(httpx.post, url, content=old.read_bytes(), timeout=60)
-    assert eventually(service.runs)
+    assert eventually(lambda: service.begun_sleeps() - before)
     return future
 
 
@@ -63,14 +65,14 @@ def test_service_told_to_stop_says_no_at_once_and_ends_what_has_begun(
 
         service.process.send_signal(signal.SIGTERM)
 
-        assert eventually(lambda: httpx.get(f"{service.url}/readyz").status_code == 503, seconds=1)
+        assert eventually(lambda: httpx.get(f"{service.url}/readyz").status_code == 503, seconds=5)
         assert httpx.get(f"{service.url}/livez").status_code == 200
         refused = httpx.post(f"{service.url}/migrate", content=old.read_bytes())
         assert (refused.status_code, refused.json()["error_type"]) == (503, "stopping")
         assert refused.json()["retryable"] is True
         assert int(refused.headers["retry-after"]) >= 1
         assert under_way.result().status_code == 200
-        assert service.process.wait(10) == 0
+        assert service.process.wait(30) == 0
     assert list(service.scratch.iterdir()) == []
 
 
@@ -91,7 +93,7 @@ def test_what_has_not_ended_in_time_is_killed_and_said_to_be(
         answer = under_way.result(20)
         assert (answer.status_code, answer.json()["error_type"]) == (503, "stopping")
         assert (answer.json()["retryable"], answer.json()["migration"]) == (True, "0001_first")
-        assert service.process.wait(10) == 0
+        assert service.process.wait(30) == 0
         assert not is_alive(run)
     assert list(service.scratch.iterdir()) == []
 
@@ -140,7 +142,7 @@ def test_changed_migrations_are_taken_up_while_a_run_keeps_those_it_began_with(
             answer = httpx.get(f"{service.url}/migrations/slow").json()
             return [migration["name"] for migration in answer["migrations"]]
 
-        assert eventually(lambda: names() == ["0001_changed", "0002_second"], seconds=10)
+        assert eventually(lambda: names() == ["0001_changed", "0002_second"], seconds=30)
         assert ran(under_way.result()) == ["0001_first"]
         url = f"{service.url}/migrate?set=slow"
         answer = httpx.post(url, content=old.read_bytes(), timeout=60)
@@ -152,13 +154,13 @@ def test_broken_migration_leaves_the_old_ones_serving_and_is_named(folder: Path,
     with running_service(folder) as service:
         broken.write_text(BROKEN)
 
-        assert eventually(lambda: "0002_broken" in checks(service)["migrations"], seconds=10)
+        assert eventually(lambda: "0002_broken" in checks(service)["migrations"], seconds=30)
         assert httpx.get(f"{service.url}/readyz").status_code == 200
         answer = httpx.post(f"{service.url}/migrate", content=old.read_bytes(), timeout=60)
         assert ran(answer) == ["0001_first"]
 
         broken.write_text(SECOND)
-        assert eventually(lambda: checks(service)["migrations"] == "ok", seconds=10)
+        assert eventually(lambda: checks(service)["migrations"] == "ok", seconds=30)
         answer = httpx.post(f"{service.url}/migrate", content=old.read_bytes(), timeout=60)
         assert ran(answer) == ["0001_first", "0002_broken"]
 
@@ -182,6 +184,6 @@ def test_mounted_config_map_is_taken_up_when_it_is_swapped(tmp_path: Path, old: 
         (mounted / "..data_tmp").symlink_to("..2")
         os.rename(mounted / "..data_tmp", mounted / "..data")
 
-        assert eventually(lambda: digest() != before, seconds=10)
+        assert eventually(lambda: digest() != before, seconds=30)
         answer = httpx.post(f"{service.url}/migrate", content=old.read_bytes(), timeout=60)
         assert ran(answer) == ["0001_first"]

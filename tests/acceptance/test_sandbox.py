@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.acceptance.conftest import (
+    AT_ONCE_SECONDS,
     MEMORY_BYTES,
     Service,
     children,
@@ -118,7 +119,7 @@ def test_children_of_a_migration_die_with_it(service: Service, old: Path, set_na
     answer = migrate(service, old, set_name)
 
     assert answer.status_code == 200
-    assert eventually(lambda: not service.runs() and not sleepers(), seconds=1)
+    assert eventually(lambda: not service.runs() and not sleepers(), seconds=AT_ONCE_SECONDS)
     assert service.fork_server() == fork_server
 
 
@@ -187,7 +188,9 @@ def test_client_that_hangs_up_while_the_fork_server_starts_is_not_run(
         body = old.read_bytes()
         connection.sendall(head("/migrate?set=sleeps", len(body)) + body)
 
-    assert eventually(lambda: "the client has gone" in service.log.read_text()[before:], seconds=1)
+    assert eventually(
+        lambda: "the client has gone" in service.log.read_text()[before:], seconds=AT_ONCE_SECONDS
+    )
     assert eventually(lambda: migrate(service, old).status_code == 200)
     assert len(children(service.pid)) == 1
 
@@ -203,7 +206,7 @@ def test_run_dies_with_the_fork_server(service: Service, old: Path) -> None:
         problem = answer.result().json()
     assert (answer.result().status_code, problem["error_type"]) == (503, "sandbox_lost")
     assert problem["migration"] == "0001_first"
-    assert eventually(lambda: not is_alive(run), seconds=1)
+    assert eventually(lambda: not is_alive(run), seconds=AT_ONCE_SECONDS)
     assert eventually(lambda: migrate(service, old).status_code == 200)
 
 
@@ -212,8 +215,8 @@ def test_client_that_hangs_up_takes_its_run_down(service: Service, old: Path) ->
 
     leave_during_run(service, old)
 
-    assert eventually(lambda: not service.runs(), seconds=1)
-    assert eventually(lambda: not service.scratch_folders(), seconds=1)
+    assert eventually(lambda: not service.runs(), seconds=AT_ONCE_SECONDS)
+    assert eventually(lambda: not service.scratch_folders(), seconds=AT_ONCE_SECONDS)
     assert eventually(lambda: "was cancelled" in service.log.read_text()[before:])
     assert "began was 0001_first (1 of 1)" in service.log.read_text()[before:]
 
@@ -223,7 +226,7 @@ def test_client_that_hangs_up_in_its_upload_leaves_no_scratch(service: Service) 
         connection.sendall(head("/migrate", 10_000_000) + b"x" * 100_000)
         assert eventually(service.scratch_folders)
 
-    assert eventually(lambda: not service.scratch_folders(), seconds=1)
+    assert eventually(lambda: not service.scratch_folders(), seconds=AT_ONCE_SECONDS)
 
 
 def test_client_that_hangs_up_in_its_answer_leaves_no_scratch(
@@ -237,7 +240,7 @@ def test_client_that_hangs_up_in_its_answer_leaves_no_scratch(
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         assert service.scratch_folders()
 
-    assert eventually(lambda: not service.scratch_folders(), seconds=1)
+    assert eventually(lambda: not service.scratch_folders(), seconds=AT_ONCE_SECONDS)
 
 
 def test_nothing_is_left_after_twenty_runs_some_of_them_killed(service: Service, old: Path) -> None:
