@@ -72,7 +72,8 @@ def write_file(
         ServiceError: it cannot be written, or another file is there that may not be replaced.
     """
     target = Path(location.path)
-    building = target.with_name(f".{target.name[:100]}.{writer}")
+    # Not after the target's name, which may be as long as names can be.
+    building = target.with_name(f".{writer}.part")
     try:
         building.unlink(missing_ok=True)
         building.touch(exist_ok=False)
@@ -98,15 +99,13 @@ def write_file(
 def _place_beside_others(building: Path, target: Path, location: Location) -> None:
     try:
         os.link(building, target)
-    except FileExistsError as error:
-        if not (target.is_file() and filecmp.cmp(building, target, shallow=False)):
-            raise exists_already(location) from error
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in (errno.EEXIST, *_NO_LINKS):
             raise
-        if os.path.lexists(target):
+        if not os.path.lexists(target):
+            os.rename(building, target)
+        elif not (target.is_file() and filecmp.cmp(building, target, shallow=False)):
             raise exists_already(location) from error
-        os.rename(building, target)
 
 
 def exists_already(location: Location) -> ServiceError:

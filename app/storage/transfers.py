@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
@@ -149,8 +148,17 @@ class Transfers:
         extents = list(extents)
         self.destinations.refuse(destination)
         if destination.scheme == "file":
-            write = partial(write_file, destination, writer=writer, may_replace=may_replace)
-            await until_abandoned(partial(_checked, write, extents, tell))
+
+            def write(check: Check) -> None:
+                def check_and_tell(written: int) -> None:
+                    check()
+                    tell(written)
+
+                write_file(
+                    destination, extents, check_and_tell, writer=writer, may_replace=may_replace
+                )
+
+            await until_abandoned(write)
             return
         size = sum(extent.count for extent in extents)
         async for attempt in _attempts():
@@ -182,19 +190,6 @@ class Transfers:
         if size > free_bytes(target.parent):
             message = f"The disk that jobs are kept on has no room for {size} bytes."
             raise ServiceError("no_space", message, retryable=True)
-
-
-def _checked(
-    write: Callable[[Iterable[Extent], Tell], None],
-    extents: Iterable[Extent],
-    tell: Tell,
-    check: Check,
-) -> None:
-    def check_and_tell(written: int) -> None:
-        check()
-        tell(written)
-
-    write(extents, check_and_tell)
 
 
 def _complete(fetched: Fetched, size: int | None, source: Location) -> Fetched:
