@@ -101,19 +101,18 @@ class Report:
     def to_header(self, max_bytes: int = 2048) -> str:
         """Return the report's core as one line of ASCII JSON of at most so many bytes.
 
-        If it would be longer, each list is cut after its first names, `"truncated"` is true and
-        `"counts"` has the lists' true lengths.
+        If it would be longer, the lists that take most are cut after their first entries, `"truncated"` is true
+        and `"counts"` has the lists' true lengths.
         """
         full = self.to_dict() | {"optimizer_not_followed": list(self.optimizer_not_followed)}
         lists = {key: full[key] for key in _HEADER_LISTS}
         facts = {key: full[key] for key in _HEADER_FACTS}
         line = json.dumps({**lists, **facts})
-        counts = {key: len(names) for key, names in lists.items()}
-        length = max(counts.values())
-        while len(line) > max_bytes and length > 0:
-            length //= 2
-            cut = {key: names[:length] for key, names in lists.items()}
-            line = json.dumps({**cut, **facts, "counts": counts, "truncated": True})
+        counts = {key: len(entries) for key, entries in lists.items()}
+        while len(line) > max_bytes and any(lists.values()):
+            longest = max(lists, key=lambda key: len(json.dumps(lists[key])))
+            lists[longest] = lists[longest][: len(lists[longest]) // 2]
+            line = json.dumps({**lists, **facts, "counts": counts, "truncated": True})
         return line
 
     def _left(self, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -107,6 +107,14 @@ class TestHeader:
         assert header.isprintable()
         assert json.loads(header)["ran"] == ["0001_größe"]
 
+    def test_long_warnings_do_not_cost_the_names(self) -> None:
+        report = Report(plan(["a", "b"], []), ran=("a", "b"), warnings=("x" * 1500, "y" * 1500))
+
+        data = json.loads(report.to_header())
+
+        assert (data["ran"], data["warnings"]) == (["a", "b"], ["x" * 1500])
+        assert data["counts"]["warnings"] == 2
+
     @pytest.mark.parametrize("max_bytes", [400, 2048, 10_000])
     def test_long_report_is_cut_to_the_limit_and_says_so(self, max_bytes: int) -> None:
         report = Report(LONG, ran=LONG.pending[:400])
