@@ -87,6 +87,7 @@ class JobOffice:
         return job
 
     async def count_waiting(self) -> int:
+        """Return how many jobs wait, and keep it for the metrics."""
         self.waiting = await self.engine.queued()
         return self.waiting
 
