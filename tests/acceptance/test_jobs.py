@@ -174,8 +174,9 @@ def test_file_that_a_killed_service_had_just_written_is_the_result(folder: Path,
         assert answer.status_code == 202, answer.text
         path = answer.headers["location"]
         # At once: before the job has noted that it is done.
+        deadline = time.monotonic() + 60
         while not target.exists():
-            pass
+            assert time.monotonic() < deadline, job(service, path)
         os.kill(service.pid, signal.SIGKILL)
         service.process.wait()
     written = target.read_bytes(), target.stat().st_ino
@@ -240,9 +241,7 @@ def test_job_for_which_there_is_no_place_is_refused_before_its_body(
         assert submit(service, old).status_code == 202
 
 
-def test_cancelled_job_loses_its_run_within_a_second(
-    started: Service, folder: Path, old: Path
-) -> None:
+def test_cancelled_job_loses_its_run_at_once(started: Service, folder: Path, old: Path) -> None:
     path = submit(started, old, "?set=hangs").headers["location"]
     assert eventually(lambda: started.runs())
     begun = time.monotonic()

@@ -71,6 +71,7 @@ def test_cancelled_download_writes_to_no_file_that_is_opened_after_it(tmp_path: 
 
 
 def test_cancelled_delivery_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("tenacity", reason="the extra [jobs] is not installed")
     from app.outbound.networks import Networks
     from app.storage.transfers import Transfers
 

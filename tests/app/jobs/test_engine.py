@@ -239,7 +239,7 @@ def test_progress_is_seen_from_outside(run: Any) -> None:
     run(test)
 
 
-def test_cancelled_job_ends_within_a_second_and_gives_its_place_to_the_next(run: Any) -> None:
+def test_cancelled_job_ends_at_once_and_gives_its_place_to_the_next(run: Any) -> None:
     async def test(working: Any) -> None:
         work = Recorder(first=hangs)
         async with working(work) as engine:
