@@ -11,13 +11,16 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve demo test check acceptance bench image clean
+.PHONY: help serve worker demo test check acceptance bench image clean
 
 help: ## list the targets (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(STAMP) ## start the service on HOST and PORT (127.0.0.1:8000); its jobs are kept in data/
 	HOST=$(HOST) PORT=$(PORT) MIGRATE_CKPT_DATA_FOLDER="$${MIGRATE_CKPT_DATA_FOLDER-data}" exec $(BIN)/python -m app serve
+
+worker: $(STAMP) ## carry out the jobs of MIGRATE_CKPT_DATABASE_URL, which many machines may share
+	exec $(BIN)/python -m app worker
 
 demo: $(STAMP) ## migrate a checkpoint over HTTP and show what changed in it
 	$(BIN)/python docs/demo.py

@@ -1,18 +1,22 @@
-"""The service's own commands: python -m app serve, and python -m app token for its operator."""
+"""The service's own commands: python -m app serve and worker, and python -m app token for its operator."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import ipaddress
+import logging
 import os
 import sys
+import threading
+import time
 
 import uvicorn
 
 from app.access import SCOPES, InvalidTokens, new_token
 from app.errors import ServiceError
 from app.instance import instance_folder
+from app.jobs.opening import Role
 from app.logs import log_config
 from app.main import create_app
 from app.sandbox import Sandbox
@@ -20,11 +24,18 @@ from app.server import Server
 from app.settings import PREFIX, Settings, SettingsError, read_settings
 from migrate_ckpt import FolderError, read_sets
 
+# What threads that have something to end yet are given for it.
+LAST_THREADS_SECONDS = 2.0
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="start the service on HOST and PORT (127.0.0.1:8000)")
+    commands.add_parser(
+        "worker",
+        help="carry out the jobs of a database that is shared; probes and metrics on HOST and PORT (a free one)",
+    )
     token = commands.add_parser(
         "token", help="make an access token: the line for the service's list on standard output"
     )
@@ -35,7 +46,7 @@ def main() -> int:
         if arguments.command == "token":
             print_new_token(arguments.name, arguments.scopes)
         else:
-            serve()
+            serve(arguments.command)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,13 +72,13 @@ def print_new_token(name: str, scopes: str) -> None:
     )
 
 
-def read_address() -> tuple[str, int]:
+def read_address(default_port: int) -> tuple[str, int]:
     """Read HOST and PORT.
 
     Raises:
         SettingsError: PORT is none.
     """
-    port = os.environ.get("PORT") or "8000"
+    port = os.environ.get("PORT") or str(default_port)
     if not port.isdecimal() or int(port) > 65535:
         raise SettingsError(f"PORT={port} cannot be used: it is no number from 0 to 65535.")
     return os.environ.get("HOST") or "127.0.0.1", int(port)
@@ -124,18 +135,19 @@ async def _try_sandbox(sandbox: Sandbox) -> None:
     await sandbox.stop()
 
 
-def serve() -> None:
-    """Serve until told to stop.
+def serve(role: Role) -> None:
+    """Serve, or carry out jobs, until told to stop.
 
     Raises:
         SettingsError: a setting cannot be used.
     """
     settings = read_settings()
-    host, port = read_address()
+    # Of workers there may be many on a machine.
+    host, port = read_address(8000 if role == "serve" else 0)
     refuse_open_address(host, settings)
     check_migrations(settings)
     check_sandbox(settings)
-    app = create_app(settings)
+    app = create_app(settings, role)
     config = uvicorn.Config(
         app,
         host=host,
@@ -147,6 +159,19 @@ def serve() -> None:
     )
     grace_seconds = settings.shutdown_grace_seconds
     Server(config, admission=app.state.admission, grace_seconds=grace_seconds).run()
+    leave_threads_behind()
+
+
+def leave_threads_behind() -> None:
+    """End this process although threads go on: those of the engine wait for a database that is away, for good."""
+    deadline = time.monotonic() + LAST_THREADS_SECONDS
+    others = [each for each in threading.enumerate() if each is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    # A pool waits for its threads even where they are daemons.
+    if any(thread.is_alive() for thread in others):
+        logging.shutdown()
+        os._exit(0)
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,9 +6,10 @@ the whole body as it is sent; headers of its parts say nothing (RFC 7578, 4.8).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import http_sf
@@ -79,6 +80,14 @@ def repr_digest(algorithm: str, blocks: Iterable[bytes]) -> str:
     digest = hashlib.new(_ALGORITHMS[algorithm])
     for block in blocks:
         digest.update(block)
+    return http_sf.ser({algorithm: digest.digest()})
+
+
+async def repr_digest_of(algorithm: str, blocks: AsyncIterator[bytes]) -> str:
+    """Return the same for blocks that are still to come."""
+    digest = hashlib.new(_ALGORITHMS[algorithm])
+    async for block in blocks:
+        await asyncio.to_thread(digest.update, block)
     return http_sf.ser({algorithm: digest.digest()})
 
 

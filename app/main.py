@@ -18,7 +18,7 @@ from app.access import Access, AccessMiddleware
 from app.admission import Admission
 from app.early_answers import EarlyAnswerMiddleware
 from app.instance import instance_folder
-from app.jobs.office import check_settings, open_office
+from app.jobs.opening import Parts, Role, check_settings, open_office
 from app.live_metrics import live_metrics
 from app.metrics import Metrics
 from app.openapi import complete_description
@@ -37,8 +37,10 @@ from app.watching import watching
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, role: Role = "serve") -> FastAPI:
     """Return the service for these settings. Nothing is started before its lifespan begins.
+
+    A worker answers probes and metrics only.
 
     Raises:
         SettingsError: the access tokens cannot be used, or jobs or spans are asked for and cannot be had.
@@ -53,8 +55,9 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    check_settings(settings)
+    check_settings(settings, role)
     app.state.settings = settings
+    app.state.role = role
     app.state.access = Access.from_settings(settings)
     app.state.admission = Admission(
         Limits(settings.max_concurrent_runs, settings.memory_budget_bytes),
@@ -79,7 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(EarlyAnswerMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
-    for resource in (migrate, plan, inspect, jobs, migrations, health, metrics, docs):
+    of_a_service = (migrate, plan, inspect, jobs, migrations, docs) if role == "serve" else ()
+    for resource in (*of_a_service, health, metrics):
         app.include_router(resource.router)
     complete_description(app, with_access=not app.state.access.is_open)
     return app
@@ -96,19 +100,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.scratch_root = scratch_root
         app.state.sets = sets
         app.state.sandbox = sandbox
+        parts = Parts(sets, sandbox, app.state.admission, app.state.telemetry, scratch_root)
         try:
             await sandbox.start()
             async with (
                 exporting(app.state.span_exporters) as app.state.telemetry.tracer,
                 watching(app.state.access.reload, sets.reload),
-                open_office(
-                    settings,
-                    sets=sets,
-                    sandbox=sandbox,
-                    admission=app.state.admission,
-                    telemetry=app.state.telemetry,
-                    scratch_root=scratch_root,
-                ) as app.state.jobs,
+                open_office(settings, app.state.role, parts) as app.state.jobs,
             ):
                 yield
         finally:

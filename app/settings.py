@@ -12,6 +12,7 @@ from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     ByteSize,
@@ -29,7 +30,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.linux import total_memory_bytes
 from app.logs import LogFormat, LogLevel
-from app.storage.locations import InvalidLocation, parse_folder
+from app.storage.locations import BUCKETS, InvalidLocation, parse_folder
 from migrate_ckpt import read_allowed_globals
 
 if TYPE_CHECKING:
@@ -97,6 +98,14 @@ class Settings(BaseSettings):
     )
     data_folder: Path | None = Field(
         None, description="Where jobs and their results are kept; without it, there are no jobs."
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="The PostgreSQL database that many processes keep their jobs in, in place of that folder.",
+    )
+    results_url: str | None = Field(
+        None,
+        description="The bucket, or a folder in one, that they keep uploads and results in.",
     )
     result_ttl_seconds: float = Field(
         86400, gt=0, allow_inf_nan=False, description="How long the result of a job is kept."
@@ -177,6 +186,28 @@ class Settings(BaseSettings):
         if path is not None:
             path.read_text(encoding="utf-8")
         return path
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme != "postgresql":
+            raise ValueError("a database is named as postgresql://user@host:5432/name")
+        return url
+
+    @field_validator("results_url")
+    @classmethod
+    def _is_bucket(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            folder = parse_folder(url)
+        except InvalidLocation as error:
+            raise ValueError(f"it is no bucket: {error}") from error
+        if folder.scheme not in BUCKETS:
+            raise ValueError(
+                "results of many processes are kept in a bucket: s3://, gs:// or az://"
+            )
+        return str(folder).rstrip("/")
 
     @field_validator("callback_secret_file")
     @classmethod
@@ -282,6 +313,6 @@ def _refuse_misspelt(names: Iterable[str]) -> None:
 
 def _describe(error: ErrorDetails) -> str:
     name = PREFIX + str(error["loc"][0]).upper()
-    is_secret = str(error["loc"][0]) in ("tokens", "callback_secret")
+    is_secret = str(error["loc"][0]) in ("tokens", "callback_secret", "database_url")
     value = "" if is_secret else f"={os.environ.get(name, error['input'])}"
     return f"{name}{value} cannot be used: {error['msg']}"

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -67,11 +68,22 @@ def image() -> Image:
 
 
 @pytest.fixture(scope="module")
-def compose() -> dict:
-    (service,) = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())[
-        "services"
-    ].values()
-    return service
+def services() -> dict[str, dict]:
+    """Every service of the compose file, by its name."""
+    return yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+
+
+@pytest.fixture(scope="module", params=["migrate-ckpt", "web", "worker"])
+def container(request: pytest.FixtureRequest, services: dict[str, dict]) -> dict:
+    """One of those that run our image."""
+    return services[request.param]
+
+
+@pytest.fixture(scope="module")
+def compose(services: dict[str, dict]) -> dict:
+    """The one that `docker compose up` starts."""
+    (name,) = (name for name, each in services.items() if "profiles" not in each)
+    return services[name]
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -107,9 +119,11 @@ def test_image_runs_as_a_numeric_user_that_is_not_root(image: Image) -> None:
     assert int(group) > 0
 
 
-def test_image_names_only_settings_that_there_are(image: Image, compose: dict) -> None:
+def test_image_names_only_settings_that_there_are(image: Image, container: dict) -> None:
     named = {
-        name for name in [*image.environment, *compose["environment"]] if name.startswith("MIGRATE")
+        name
+        for name in [*image.environment, *container["environment"]]
+        if name.startswith("MIGRATE")
     }
 
     assert named <= {f"MIGRATE_CKPT_{name.upper()}" for name in Settings.model_fields}
@@ -129,9 +143,9 @@ def test_what_is_written_lands_on_what_can_be_written_to(image: Image, compose: 
 
 
 def test_migrations_are_mounted_read_only_where_the_service_looks(
-    image: Image, compose: dict
+    image: Image, container: dict
 ) -> None:
-    source, target, mode = compose["volumes"][0].split(":")
+    source, target, mode = container["volumes"][0].split(":")
 
     assert (REPOSITORY / source).is_dir()
     assert target == image.environment["MIGRATE_CKPT_MIGRATIONS_FOLDER"]
@@ -143,10 +157,33 @@ def test_service_for_everybody_is_published_on_loopback_only(image: Image, compo
     assert compose["ports"] == [f"127.0.0.1:8000:{image.environment['PORT']}"]
 
 
-def test_container_can_gain_no_rights(compose: dict) -> None:
-    assert compose["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in compose["security_opt"]
-    assert "privileged" not in compose
+def test_container_can_gain_no_rights(container: dict) -> None:
+    assert container["cap_drop"] == ["ALL"]
+    assert container["read_only"] is True
+    assert "no-new-privileges:true" in container["security_opt"]
+    assert "privileged" not in container
+
+
+def test_containers_of_the_cluster_fit_each_other(services: dict[str, dict]) -> None:
+    web, worker, database = services["web"], services["worker"], services["postgres"]
+
+    # The ports of the servers are open to no one else.
+    assert {name for name, each in services.items() if "ports" in each} == {"migrate-ckpt", "web"}
+    assert all(port.startswith("127.0.0.1:") for port in web["ports"])
+    assert worker["command"] == ["worker"]
+    assert worker["environment"] == web["environment"]
+    url = urlsplit(web["environment"]["MIGRATE_CKPT_DATABASE_URL"])
+    # What stands in for the variable has a colon in it, which is none of the URL's.
+    assert url.netloc.endswith("@postgres:5432")
+    assert database["environment"]["POSTGRES_PASSWORD"] in url.netloc
+    assert url.netloc.startswith(database["environment"]["POSTGRES_USER"] + ":")
+    assert url.path == f"/{database['environment']['POSTGRES_USER']}"
+    bucket = urlsplit(web["environment"]["MIGRATE_CKPT_RESULTS_URL"]).netloc
+    assert f"-bucket={bucket}" in services["s3"]["command"]
+    assert "-master.telemetry=false" in services["s3"]["command"]
+    keys = set(services["s3"]["environment"])
+    assert {name: web["environment"][name] for name in keys} == services["s3"]["environment"]
+    assert set(web["depends_on"]) == {"postgres", "s3"}
 
 
 @pytest.mark.acceptance

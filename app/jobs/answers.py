@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -11,7 +10,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from app.ascii_json import AsciiJSONResponse
-from app.digests import repr_digest, wanted_algorithm
+from app.digests import repr_digest_of, wanted_algorithm
 from app.errors import RunFailed, ServiceError
 from app.filenames import attachment, migrated_name
 from app.jobs.delivery import DeliveryState
@@ -20,14 +19,11 @@ from app.jobs.job import Job
 from app.jobs.office import JobOffice
 from app.jobs.preferences import read_preferences
 from app.jobs.results import KeptResult
-from app.ranged_file import RangedFile
 from app.responses import (
     FILE_TYPE,
     JSON_TYPE,
     ZIP_TYPE,
-    Extent,
     new_extension,
-    read_blocks,
 )
 from app.storage.locations import parse_address, parse_location
 
@@ -205,18 +201,10 @@ async def answer_result(request: Request, job: Job, office: JobOffice) -> Respon
     algorithm = wanted_algorithm(request.headers)
     if algorithm is not None:
         # Of the whole result, whatever range of it is asked for.
-        headers["Repr-Digest"] = await asyncio.to_thread(_digest, algorithm, kept)
+        headers["Repr-Digest"] = await repr_digest_of(algorithm, kept.blocks())
     if _has_it_already(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return RangedFile(kept.path, headers=headers, media_type=FILE_TYPE)
-
-
-def _digest(algorithm: str, kept: KeptResult) -> str:
-    try:
-        with kept.path.open("rb") as file:
-            return repr_digest(algorithm, read_blocks([Extent(file.fileno(), 0, kept.size)]))
-    except FileNotFoundError as error:
-        raise ServiceError("result_expired", "The result has just expired.") from error
+    return kept.answer(headers, FILE_TYPE)
 
 
 def raise_without_result(job: Job) -> None:

@@ -5,7 +5,9 @@ An engine keeps these promises, and `tests/app/jobs/test_engine.py` holds it to 
 * A job is stored when `submit` returns. The same id again is the same job.
 * The steps of a job run in their order. What a step has returned is kept, and the step not run again;
   one that was interrupted by the end of its process is, when a worker runs again.
-* A job whose process has ended in the middle of it `MAX_TRIES` times is given up.
+* What a worker had begun that was killed is taken up by the next one, or by another that is there; what one
+  had begun that was told to stop, as well.
+* A job whose worker was killed in the middle of it `MAX_TRIES` times is given up.
 * Cancelling a job cancels the step that it is in, within a second.
 * The delivery of a job that names a callback is put on its way when the job has ended, however it did, and
   each attempt of it is made once it is due; one that was interrupted is made again.
@@ -43,8 +45,11 @@ class Work(Protocol):
 
 
 class JobEngine(Protocol):
-    def run_worker(self, work: Work) -> AbstractAsyncContextManager[None]:
-        """Carry out jobs until the block is left; what has not ended then goes on another time."""
+    def run(self, work: Work | None) -> AbstractAsyncContextManager[None]:
+        """Answer for jobs until the block is left, and carry them out unless there is nothing to do it with.
+
+        What has not ended then goes on another time, or elsewhere.
+        """
 
     async def submit(self, request: JobRequest) -> Job:
         """Store a job, and return it; or the one that has this id already."""
@@ -69,5 +74,9 @@ class JobEngine(Protocol):
     async def deliveries(self, job_id: str) -> Sequence[DeliveryState]:
         """Return the attempts of a job's deliveries, in their order."""
 
-    async def forget(self, *, before: float) -> None:
-        """Forget the jobs that have ended before this time, in seconds since 1970."""
+    async def tidy(self, *, before: float) -> None:
+        """See to the deliveries that nobody came to see to, and forget the jobs that have ended before this time.
+
+        Args:
+            before: in seconds since 1970.
+        """

@@ -1,32 +1,27 @@
-"""The jobs of one service: accepted, waited for, cancelled, cleared away; and the worker that carries them out."""
+"""The jobs of one service: accepted, waited for, cancelled, cleared away."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
-from app.admission import Admission
 from app.errors import ServiceError
 from app.jobs.delivery import Delivery
 from app.jobs.engine import JobEngine
-from app.jobs.folders import JobFolders, sole_user
+from app.jobs.folders import JobFolders
 from app.jobs.job import Job, JobRequest
 from app.jobs.results import KeptResult, Results
-from app.sandbox import Sandbox
-from app.sets import MigrationSets
-from app.settings import PREFIX, Settings, SettingsError
 
 if TYPE_CHECKING:
     from app.jobs.callbacks import Callbacks
+    from app.jobs.uploads import Uploads
     from app.storage.transfers import Transfers
-    from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +29,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 SWEEP_SECONDS = 60.0
 
-ONE_REPLICA = "one replica: jobs are kept in SQLite, and results in a folder of this machine"
-NO_JOBS = "any number: no jobs are kept"
 # A job is known for so long after it has ended, that its result has expired can be said.
 REMEMBERED_SECONDS = 30 * 86400.0
 
@@ -45,6 +38,7 @@ class JobOffice:
         self,
         engine: JobEngine,
         folders: JobFolders,
+        uploads: Uploads,
         results: Results,
         transfers: Transfers,
         callbacks: Callbacks,
@@ -60,10 +54,12 @@ class JobOffice:
         self._retry_after = retry_after
         self.engine = engine
         self.folders = folders
+        self.uploads = uploads
         self.results = results
         self.transfers = transfers
         self.callbacks = callbacks
-        self._accepting = asyncio.Lock()
+        # One for each job that is being stored, or cleared away.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def accept(self, request: JobRequest, upload: Path | None = None) -> Job:
         """Store a job, and return it; or the one that has this id already and asks for the same.
@@ -71,15 +67,12 @@ class JobOffice:
         Raises:
             ServiceError: the id is that of a job that asks for something else, or too many jobs wait.
         """
-        async with self._accepting:
+        async with self._lock(request.id):
             job = await self.engine.status(request.id)
             if job is None:
                 await self._refuse_full_queue()
-                # First the folder, then the job: no job is without its file, or goes unnoticed by a sweep.
-                if upload is not None:
-                    await asyncio.to_thread(self.folders.accept, upload, request.id)
-                else:
-                    await asyncio.to_thread(self.folders.open, request.id)
+                # First the file, then the job: no job is without its file.
+                await self.uploads.keep(request, upload)
                 job = await self.engine.submit(request)
         if not job.request.is_same_work(request):
             message = "This Idempotency-Key was used with another checkpoint or other parameters."
@@ -141,7 +134,7 @@ class JobOffice:
         """
         await self.find(job_id)
         await self.engine.cancel(job_id)
-        await asyncio.to_thread(self.folders.remove, job_id)
+        await self.uploads.remove(job_id)
         return await self.find(job_id)
 
     async def redeliver(self, job: Job) -> None:
@@ -163,20 +156,20 @@ class JobOffice:
         """Return the result of a job that succeeded, if it is kept still."""
         if job.outcome is None:
             return None
-        return await asyncio.to_thread(self.results.find, job.outcome["fingerprint"])
+        return await self.results.find(job.outcome["fingerprint"])
 
     async def sweep(self) -> None:
         """Remove what has expired, and the files of jobs that have ended."""
-        await asyncio.to_thread(self.results.remove_expired)
-        for job_id in await asyncio.to_thread(self.folders.ids):
-            async with self._accepting:
+        await self.results.remove_expired()
+        for job_id in await self.uploads.ids():
+            async with self._lock(job_id):
                 job = await self.engine.status(job_id)
-                if job is not None and job.has_ended and job.request.callback is not None:
-                    # Of a job that was given up nobody has put it on its way.
-                    await self.engine.deliver(Delivery(job.id, job.request.callback))
                 if job is None or job.has_ended:
-                    await asyncio.to_thread(self.folders.remove, job_id)
-        await self.engine.forget(before=time.time() - REMEMBERED_SECONDS)
+                    await self.uploads.remove(job_id)
+        await self.engine.tidy(before=time.time() - REMEMBERED_SECONDS)
+
+    def _lock(self, job_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(job_id, asyncio.Lock())
 
     async def keep_sweeping(self) -> None:
         while True:
@@ -186,85 +179,3 @@ class JobOffice:
                 # One that fails is no reason to sweep no more.
                 logger.exception("What is left of jobs could not be cleared away")
             await asyncio.sleep(SWEEP_SECONDS)
-
-
-def check_settings(settings: Settings) -> None:
-    """Refuse settings that ask for jobs where nothing is installed that could keep them.
-
-    Raises:
-        SettingsError: it says what to install.
-    """
-    if settings.data_folder is not None and importlib.util.find_spec("dbos") is None:
-        raise SettingsError(
-            f"{PREFIX}DATA_FOLDER={settings.data_folder} cannot be used: jobs need the extra [jobs]. "
-            "Install it with pip install '.[jobs]' in the clone, or leave the variable out."
-        )
-
-
-@contextlib.asynccontextmanager
-async def open_office(
-    settings: Settings,
-    *,
-    sets: MigrationSets,
-    sandbox: Sandbox,
-    admission: Admission,
-    telemetry: Telemetry,
-    scratch_root: Path,
-) -> AsyncIterator[JobOffice | None]:
-    """Carry out jobs as long as the block lasts; None where the settings name no folder for them.
-
-    Raises:
-        SettingsError: another service has the folder, or it cannot be written to.
-    """
-    if settings.data_folder is None:
-        yield None
-        return
-    # Loaded only here: it takes two seconds, and not every service has it.
-    from app.jobs.callbacks import Callbacks
-    from app.jobs.dbos_engine import DbosEngine
-    from app.jobs.work import MigrationWork
-    from app.storage.transfers import Transfers
-
-    with sole_user(settings.data_folder):
-        folders = JobFolders(settings.data_folder)
-        results = Results(
-            settings.data_folder / "results",
-            ttl_seconds=settings.result_ttl_seconds,
-            max_bytes=settings.max_result_bytes,
-        )
-        transfers = Transfers.from_settings(settings)
-        callbacks = Callbacks.from_settings(settings)
-        work = MigrationWork(
-            settings=settings,
-            sets=sets,
-            sandbox=sandbox,
-            admission=admission,
-            folders=folders,
-            results=results,
-            transfers=transfers,
-            callbacks=callbacks,
-            telemetry=telemetry,
-            scratch_root=scratch_root,
-        )
-        engine = DbosEngine(
-            f"sqlite:///{settings.data_folder / 'jobs.sqlite'}",
-            concurrency=settings.max_concurrent_runs,
-        )
-        office = JobOffice(
-            engine,
-            folders,
-            results,
-            transfers,
-            callbacks,
-            max_queued=settings.max_queued_jobs,
-            is_stopping=lambda: admission.is_stopping,
-            retry_after=admission.retry_after,
-        )
-        logger.info("Jobs are kept in %s; %s", settings.data_folder, ONE_REPLICA)
-        async with engine.run_worker(work):
-            sweeping = asyncio.create_task(office.keep_sweeping())
-            try:
-                yield office
-            finally:
-                sweeping.cancel()
-                await asyncio.gather(sweeping, return_exceptions=True)

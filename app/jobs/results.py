@@ -1,171 +1,91 @@
-"""The results that are kept: each under its fingerprint, for so long, and all of them in so much of the disk.
+"""The port to where results are kept: each under its fingerprint, for so long, and all of them in so many bytes.
 
-A result is a folder that appears whole, by a rename, or not at all. Its age is that of its facts' file.
+The results of one service lie in a folder of its machine (`local_results.py`), those of many processes in
+a bucket that all of them reach (`bucket_results.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from app.copying import FULL, copy_extents, flush
+from fastapi import Response
+
+from app.copying import Tell
 from app.errors import ServiceError
 from app.responses import Extent
 
-CHECKPOINT_NAME = "checkpoint"
-FACTS_NAME = "result.json"
-
 
 @dataclass(frozen=True, slots=True)
-class KeptResult:
-    """One migrated checkpoint on the disk; `facts` are what was said of it when it was kept."""
+class KeptResult(ABC):
+    """One migrated checkpoint; `facts` are what was said of it when it was kept, `expires` is seconds since 1970."""
 
     fingerprint: str
-    path: Path
     size: int
     facts: Mapping[str, Any]
     expires: float
 
+    @abstractmethod
+    def blocks(self) -> AsyncIterator[bytes]:
+        """Hand out its bytes.
 
-class Results:
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        ttl_seconds: float,
-        max_bytes: int,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._folder = folder
-        self._ttl_seconds = ttl_seconds
-        self._max_bytes = max_bytes
-        self._clock = clock
-        self._lock = threading.RLock()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for left in folder.glob(".*"):
-            shutil.rmtree(left)
+        Raises:
+            ServiceError: it has expired meanwhile, or what keeps it does not answer.
+        """
 
-    def find(self, fingerprint: str) -> KeptResult | None:
+    @abstractmethod
+    async def open(self, stack: ExitStack) -> Extent:
+        """Return its bytes in a file of this machine, which is there until the stack is unwound.
+
+        Raises:
+            ServiceError: as above.
+        """
+
+    @abstractmethod
+    def answer(self, headers: Mapping[str, str], media_type: str) -> Response:
+        """Return an answer of it, whole or of the range that the request asks for."""
+
+
+class Results(Protocol):
+    async def find(self, fingerprint: str) -> KeptResult | None:
         """Return this result if it is kept, and has not expired."""
-        folder = self._folder / fingerprint
-        try:
-            expires = (folder / FACTS_NAME).stat().st_mtime + self._ttl_seconds
-            facts = json.loads((folder / FACTS_NAME).read_bytes())
-            size = (folder / CHECKPOINT_NAME).stat().st_size
-        except FileNotFoundError:
-            return None
-        if expires <= self._clock():
-            return None
-        return KeptResult(fingerprint, folder / CHECKPOINT_NAME, size, facts, expires)
 
-    def renew(self, fingerprint: str) -> KeptResult | None:
+    async def renew(self, fingerprint: str) -> KeptResult | None:
         """Return this result, which from now on is kept as long as a new one."""
-        with self._lock:
-            if self.find(fingerprint) is not None:
-                now = self._clock()
-                os.utime(self._folder / fingerprint / FACTS_NAME, (now, now))
-            return self.find(fingerprint)
 
-    def keep(
-        self,
-        fingerprint: str,
-        facts: Mapping[str, Any],
-        extents: Iterable[Extent],
-        *,
-        on_copied: Callable[[int], None],
+    async def keep(
+        self, fingerprint: str, facts: Mapping[str, Any], extents: Iterable[Extent], tell: Tell
     ) -> KeptResult:
-        """Keep a result that these extents make up.
+        """Keep a result that these extents make up; what makes room for it are the oldest ones.
 
         Args:
             fingerprint: its name.
             facts: what to say of it later, as JSON.
             extents: its bytes.
-            on_copied: is told how many are there; what it raises ends the copying.
+            tell: is told how many are there.
 
         Raises:
-            ServiceError: it is too large, or the disk is full.
+            ServiceError: it is too large, or cannot be kept at the moment.
         """
-        extents = list(extents)
-        self._make_room(sum(extent.count for extent in extents))
-        building = Path(tempfile.mkdtemp(prefix=".", dir=self._folder))
-        try:
-            copy_extents(extents, building / CHECKPOINT_NAME, on_copied)
-            return self._publish(building, fingerprint, facts)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            message = "There was no room for the result on the service's disk."
-            raise ServiceError("no_space", message, retryable=True) from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
 
-    def remove_expired(self) -> None:
-        now = self._clock()
-        for age, path in self._by_age():
-            if age + self._ttl_seconds <= now:
-                self._remove(path)
-
-    def _publish(self, building: Path, fingerprint: str, facts: Mapping[str, Any]) -> KeptResult:
-        (building / FACTS_NAME).write_text(json.dumps(facts), encoding="ascii")
-        now = self._clock()
-        os.utime(building / FACTS_NAME, (now, now))
-        for path in (building / FACTS_NAME, building):
-            flush(path)
-        size = _size(building)
-        with self._lock:
-            # One name, one result: what is in its place holds the same bytes, and somebody may be reading it.
-            kept = self.renew(fingerprint)
-            if kept is None:
-                self._remove(self._folder / fingerprint)
-                os.rename(building, self._folder / fingerprint)
-                path = self._folder / fingerprint / CHECKPOINT_NAME
-                kept = KeptResult(fingerprint, path, size, facts, now + self._ttl_seconds)
-        flush(self._folder)
-        return kept
-
-    def _make_room(self, size: int) -> None:
-        """Remove the oldest results until there is room for one more of this size."""
-        if size > self._max_bytes:
-            message = f"The result has {size} bytes, and the service keeps {self._max_bytes}."
-            raise ServiceError("too_large", message, max_result_bytes=self._max_bytes)
-        self.remove_expired()
-        there_are = [(path, _size(path)) for _, path in sorted(self._by_age())]
-        total = size + sum(size for _, size in there_are)
-        for path, freed in there_are:
-            if total <= self._max_bytes:
-                break
-            self._remove(path)
-            total -= freed
-
-    def _remove(self, path: Path) -> None:
-        """Remove a result: first its name, so that nobody finds half of it."""
-        removed = Path(tempfile.mkdtemp(prefix=".", dir=self._folder))
-        # Another thread may have removed it.
-        with self._lock, contextlib.suppress(FileNotFoundError):
-            os.rename(path, removed)
-        shutil.rmtree(removed, ignore_errors=True)
-
-    def _by_age(self) -> list[tuple[float, Path]]:
-        found = []
-        # A name that begins with a dot is of one that is not whole yet.
-        for facts in self._folder.glob(f"[!.]*/{FACTS_NAME}"):
-            # Another thread may remove it just now.
-            with contextlib.suppress(FileNotFoundError):
-                found.append((facts.stat().st_mtime, facts.parent))
-        return found
+    async def remove_expired(self) -> None:
+        """Make an end of what nobody finds any more."""
 
 
-def _size(folder: Path) -> int:
-    try:
-        return (folder / CHECKPOINT_NAME).stat().st_size
-    except FileNotFoundError:
-        return 0
+def refuse_too_large(size: int, max_bytes: int) -> None:
+    """Refuse a result that has no room where there is nothing else.
+
+    Raises:
+        ServiceError: it is larger than all results together may be.
+    """
+    if size > max_bytes:
+        message = f"The result has {size} bytes, and the service keeps {max_bytes}."
+        raise ServiceError("too_large", message, max_result_bytes=max_bytes)
+
+
+def expired() -> ServiceError:
+    """Return the refusal of a result that was there a moment ago."""
+    return ServiceError("result_expired", "The result has just expired.")

@@ -11,7 +11,6 @@ from typing import Any
 
 from app.copying import Tell
 from app.errors import RunFailed
-from app.jobs.results import KeptResult
 from app.responses import Extent
 from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, UPLOAD_NAME
 from app.runs import read_outcome
@@ -82,13 +81,6 @@ def made_by(
         Extent(descriptors[which], offset, count) for which, offset, count in result["pieces"]
     ]
     return {"header": result["header"], "report": result["report"]}, extents
-
-
-def all_of(kept: KeptResult, stack: ExitStack) -> Extent:
-    """Open a kept result, and return its bytes."""
-    descriptor = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, descriptor)
-    return Extent(descriptor, 0, kept.size)
 
 
 def _open_source(fetched: Mapping[str, Any], stack: ExitStack) -> int:

@@ -19,7 +19,8 @@ from app.jobs.engine import Find, Say, Step
 from app.jobs.folders import JobFolders
 from app.jobs.job import JobRequest, Progress
 from app.jobs.results import KeptResult, Results
-from app.jobs.run_files import all_of, digest_file, made_by, opened_source, read_run_outcome
+from app.jobs.run_files import digest_file, made_by, opened_source, read_run_outcome
+from app.jobs.uploads import Uploads
 from app.run_request import RunRequest
 from app.runs import with_migrations
 from app.sandbox import Sandbox
@@ -29,7 +30,7 @@ from app.settings import Settings
 from app.storage.locations import Location
 from app.storage.transfers import Transfers
 from app.telemetry import Telemetry
-from app.threads import Check, until_abandoned
+from app.threads import until_abandoned
 from migrate_ckpt import MigrationSet
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class MigrationWork:
         sandbox: Sandbox,
         admission: Admission,
         folders: JobFolders,
+        uploads: Uploads,
         results: Results,
         transfers: Transfers,
         callbacks: Callbacks,
@@ -61,6 +63,7 @@ class MigrationWork:
         self._sandbox = sandbox
         self._admission = admission
         self._folders = folders
+        self._uploads = uploads
         self._results = results
         self._transfers = transfers
         self._callbacks = callbacks
@@ -73,7 +76,7 @@ class MigrationWork:
         }
 
     async def end(self, request: JobRequest) -> None:
-        await asyncio.to_thread(self._folders.remove, request.id)
+        await self._uploads.remove(request.id)
 
     async def deliver(self, delivery: Delivery, find: Find) -> tuple[Delivery, Attempt] | None:
         composed = await compose(delivery, find)
@@ -93,10 +96,12 @@ class MigrationWork:
         self, request: JobRequest, before: Mapping[str, Any], say: Say
     ) -> dict[str, Any]:
         """Have the checkpoint on a disk of this machine; say how large it is, and what its SHA-256 is."""
+        progress = Progress("fetch", 1, len(self.steps))
         if request.source is None:
+            total = replace(progress, total_bytes=request.size)
+            await self._uploads.bring(request, lambda done: say(replace(total, done_bytes=done)))
             return {"size": request.size, "digest": request.digest}
         source, _ = self._transfers.parse(request.source, request.destination)
-        progress = Progress("fetch", 1, len(self.steps))
         if source.scheme == "file":
             return await self._look_at_file(source, progress, say)
         target = await asyncio.to_thread(self._folders.new_upload, request.id)
@@ -120,13 +125,16 @@ class MigrationWork:
             "digest": digest,
             "file": found.path,
             "identity": list(identity),
+            # What tells one file from another here says nothing elsewhere.
+            "seen_by": str(self._scratch_root),
         }
 
     async def _migrate(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
     ) -> dict[str, Any]:
         """Run the migrations, unless the result is there already; say where the run has left what it made."""
-        return await self._make(request, before, say, is_again=False)
+        fetched = await self._fetched(request, before, say)
+        return await self._make(request, fetched, say, is_again=False)
 
     async def _make(
         self, request: JobRequest, fetched: Mapping[str, Any], say: Say, *, is_again: bool
@@ -150,7 +158,7 @@ class MigrationWork:
                 found["is_there"] = await self._refuse_existing(
                     request, order.fingerprint, is_again=is_again
                 )
-            if await asyncio.to_thread(self._results.renew, order.fingerprint) is None:
+            if await self._results.renew(order.fingerprint) is None:
                 migration_set = held.find(order.set_name)
                 run = partial(self._run, request, fetched, order, migration_set, say)
                 found["run"] = str(await self._try_run(request.id, run))
@@ -227,29 +235,30 @@ class MigrationWork:
     ) -> dict[str, Any]:
         """Copy what the run has made to where it is kept, or to the destination."""
         fingerprint: str = before["fingerprint"]
-        kept = await asyncio.to_thread(self._results.renew, fingerprint)
+        kept = await self._results.renew(fingerprint)
         run = Path(before["run"] or "")
         if kept is None and (before["run"] is None or not run.exists()):
             # The scratch ends with its service, and a kept result may expire meanwhile: once more, then.
-            fetched = await self._fetched(request, before, say)
+            fetched = await self._fetched(request, before["fetched"], say)
             before = await self._make(request, fetched, say, is_again=True)
             return await self._store(request, before, say)
         progress = Progress("store", 3, len(self.steps))
         if request.destination is not None:
             return await self._deliver(request, before, kept, progress, say)
         if kept is None:
-            kept = await until_abandoned(partial(self._keep, before, progress, say))
+            kept = await self._keep(before, progress, say)
             await asyncio.to_thread(remove_tree, run)
         return {"fingerprint": fingerprint, "size": kept.size, **kept.facts}
 
     async def _fetched(
-        self, request: JobRequest, before: Mapping[str, Any], say: Say
+        self, request: JobRequest, fetched: Mapping[str, Any], say: Say
     ) -> Mapping[str, Any]:
-        """Return what the first step found, once the checkpoint is there again."""
-        fetched: Mapping[str, Any] = before["fetched"]
-        if "file" in fetched or self._folders.upload(request.id).exists():
-            return fetched
-        return await self._fetch(request, {}, say)
+        """Have the checkpoint on this machine, where the first step was another one's, or too long ago."""
+        if "file" in fetched:
+            is_here = fetched["seen_by"] == str(self._scratch_root)
+        else:
+            is_here = await asyncio.to_thread(self._folders.upload(request.id).exists)
+        return fetched if is_here else await self._fetch(request, {}, say)
 
     async def _deliver(
         self,
@@ -264,7 +273,7 @@ class MigrationWork:
         destination = self._transfers.destinations.parse(request.destination)
         with ExitStack() as stack:
             if kept is not None:
-                facts, extents = dict(kept.facts), [all_of(kept, stack)]
+                facts, extents = dict(kept.facts), [await kept.open(stack)]
             else:
                 facts, extents = made_by(Path(before["run"]), before["fetched"], stack)
             size = sum(extent.count for extent in extents)
@@ -285,19 +294,12 @@ class MigrationWork:
             await asyncio.to_thread(remove_tree, Path(before["run"]))
         return {"fingerprint": before["fingerprint"], "size": size, **facts}
 
-    def _keep(
-        self,
-        before: Mapping[str, Any],
-        progress: Progress,
-        say: Say,
-        check: Check,
-    ) -> KeptResult:
+    async def _keep(self, before: Mapping[str, Any], progress: Progress, say: Say) -> KeptResult:
         with ExitStack() as stack:
             facts, extents = made_by(Path(before["run"]), before["fetched"], stack)
             total = sum(extent.count for extent in extents)
 
-            def on_copied(copied: int) -> None:
-                check()
+            def tell(copied: int) -> None:
                 say(replace(progress, done_bytes=copied, total_bytes=total))
 
-            return self._results.keep(before["fingerprint"], facts, extents, on_copied=on_copied)
+            return await self._results.keep(before["fingerprint"], facts, extents, tell)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from app.documents import Liveness, Readiness, Version
 from app.errors import ServiceError
 from app.fingerprint import installed_versions
-from app.jobs.office import NO_JOBS, ONE_REPLICA
+from app.jobs.opening import describe_replicas
 from app.openapi import answers
 from app.readiness import NEEDED, OK, check
 from app.sets import MigrationSets
@@ -35,7 +35,7 @@ async def readyz(request: Request, verbose: str | None = None) -> Readiness:
     if verbose is None:
         return {"status": "ready"}
     layers = {layer.name: str(layer) for layer in request.app.state.sandbox.layers}
-    replicas = NO_JOBS if request.app.state.jobs is None else ONE_REPLICA
+    replicas = describe_replicas(request.app.state.settings)
     return {"status": "ready", "checks": checks, "layers": layers, "replicas": replicas}
 
 

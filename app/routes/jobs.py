@@ -99,7 +99,8 @@ async def list_jobs(
 ) -> AsciiJSONResponse:
     office = find_office(request)
     jobs = await office.engine.jobs(status=status, limit=limit, offset=offset)
-    return AsciiJSONResponse({"jobs": [await describe(job, office) for job in jobs]})
+    documents = await asyncio.gather(*(describe(job, office) for job in jobs))
+    return AsciiJSONResponse({"jobs": documents})
 
 
 @router.get(

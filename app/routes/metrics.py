@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.errors import ServiceError
 from app.jobs.office import JobOffice
 from app.metrics import Metrics
 from app.openapi import PROBLEMS
@@ -33,7 +35,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def metrics(request: Request) -> Response:
     jobs: JobOffice | None = request.app.state.jobs
     if jobs is not None:
-        await jobs.count_waiting()
+        # Where their database does not answer, the rest is still to be seen.
+        with contextlib.suppress(ServiceError):
+            await jobs.count_waiting()
     found: Metrics = request.app.state.telemetry.metrics
     content, media_type = found.expose(request.headers.get("accept", ""))
     return Response(content, media_type=media_type)

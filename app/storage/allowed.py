@@ -19,14 +19,18 @@ from app.storage.locations import (
 
 @dataclass(frozen=True, slots=True)
 class AllowedLocations:
-    """The folders of one setting, and what a location below them is for: source or destination."""
+    """The folders of one setting, and what a location below them is for: source or destination.
+
+    What the service keeps for itself (`own`) is not for its clients, wherever it lies.
+    """
 
     role: str
     folders: tuple[Location, ...]
+    own: Location | None = None
 
     @classmethod
-    def of(cls, role: str, texts: Sequence[str]) -> AllowedLocations:
-        """Read the texts of the setting.
+    def of(cls, role: str, texts: Sequence[str], *, own: str | None = None) -> AllowedLocations:
+        """Read the texts of the settings.
 
         Raises:
             InvalidLocation: one of them is no folder.
@@ -37,7 +41,7 @@ class AllowedLocations:
             Location("file", "", os.path.realpath(each.path)) if each.scheme == "file" else each
             for each in folders
         ]
-        return cls(role, tuple(real))
+        return cls(role, tuple(real), None if own is None else parse_folder(own))
 
     @property
     def variable(self) -> str:
@@ -65,7 +69,8 @@ class AllowedLocations:
         """
         if location.scheme == "file":
             location = Location("file", "", os.path.realpath(location.path))
-        if not any(is_below(location, folder) for folder in self.folders):
+        is_own = self.own is not None and is_below(location, self.own)
+        if is_own or not any(is_below(location, folder) for folder in self.folders):
             raise ServiceError(
                 f"{self.role}_not_allowed",
                 f"This service may not use {location.scheme}://{location.authority} as it is asked to: "

@@ -48,7 +48,12 @@ _RETRY: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 @lru_cache(maxsize=32)
 def store_of(scheme: str, bucket: str) -> ObjectStore:
     """Return the store for a bucket; it has its connections."""
-    return from_url(f"{scheme}://{bucket}", client_options=_CLIENT, retry_config=_RETRY)
+    return store_at(f"{scheme}://{bucket}")
+
+
+def store_at(url: str) -> ObjectStore:
+    """Return a store for what lies below this URL of a bucket, or of a folder in one."""
+    return from_url(url, client_options=_CLIENT, retry_config=_RETRY)
 
 
 async def open_object(location: Location) -> tuple[int, AsyncIterator[bytes]]:
@@ -102,9 +107,16 @@ async def put_object(
             location.path,
             blocks,
             attributes={FINGERPRINT: fingerprint, "Content-Type": "application/octet-stream"},
-            chunk_size=max(MIN_PART_BYTES, -(-size // MAX_PARTS)),
-            max_concurrency=PARTS_AT_ONCE,
+            **in_parts(size),
         )
+
+
+def in_parts(size: int) -> Any:
+    """Return how obstore is to write an object of this size."""
+    return {
+        "chunk_size": max(MIN_PART_BYTES, -(-size // MAX_PARTS)),
+        "max_concurrency": PARTS_AT_ONCE,
+    }
 
 
 @contextmanager

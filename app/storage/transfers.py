@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
-
 from app.copying import Tell
 from app.errors import ServiceError
 from app.outbound.client import guarded_client
@@ -19,6 +17,7 @@ from app.scratch_room import free_bytes
 from app.settings import Settings
 from app.storage import buckets
 from app.storage.allowed import AllowedLocations
+from app.storage.attempts import attempts
 from app.storage.blocks import Fetched, blocks_of, write_blocks
 from app.storage.local_files import (
     exists_already,
@@ -31,8 +30,6 @@ from app.storage.locations import BUCKETS, WEB, Location
 from app.storage.web import blocks_of_web, open_web
 from app.threads import Check, until_abandoned
 from app.uploads import too_large
-
-ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +45,10 @@ class Transfers:
     @classmethod
     def from_settings(cls, settings: Settings) -> Transfers:
         return cls(
-            AllowedLocations.of("source", settings.allowed_sources),
-            AllowedLocations.of("destination", settings.allowed_destinations),
+            AllowedLocations.of("source", settings.allowed_sources, own=settings.results_url),
+            AllowedLocations.of(
+                "destination", settings.allowed_destinations, own=settings.results_url
+            ),
             Networks(settings.allowed_networks),
             settings.max_upload_bytes,
             settings.fetch_timeout_seconds,
@@ -87,7 +86,7 @@ class Transfers:
             raise ServiceError("source_unavailable", message, retryable=True) from error
 
     async def _try_fetch(self, source: Location, target: Path, tell: Tell) -> Fetched:
-        async for attempt in _attempts():
+        async for attempt in attempts():
             with attempt:
                 if source.scheme in BUCKETS:
                     return await self._fetch_object(source, target, tell)
@@ -161,7 +160,7 @@ class Transfers:
             await until_abandoned(write)
             return
         size = sum(extent.count for extent in extents)
-        async for attempt in _attempts():
+        async for attempt in attempts():
             with attempt:
                 blocks = blocks_of(extents, tell)
                 await buckets.put_object(destination, blocks, size, fingerprint)
@@ -199,20 +198,3 @@ def _complete(fetched: Fetched, size: int | None, source: Location) -> Fetched:
     if not fetched.size:
         raise ServiceError("empty_file", f"{source} is empty.")
     return fetched
-
-
-def _attempts() -> AsyncRetrying:
-    return AsyncRetrying(
-        retry=retry_if_exception(_is_worth_another_try),
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(multiplier=0.5, max=20),
-        reraise=True,
-    )
-
-
-def _is_worth_another_try(error: BaseException) -> bool:
-    return (
-        isinstance(error, ServiceError)
-        and error.error_type.endswith("_unavailable")
-        and error.retryable
-    )

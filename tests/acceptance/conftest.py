@@ -272,14 +272,14 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running_service(
-    folder: Path, *, prefix: Sequence[str] = (), **environment: str
+    folder: Path, *, prefix: Sequence[str] = (), command: str = "serve", **environment: str
 ) -> Iterator[Service]:
-    """Start a service on the migrations in this folder, and stop it again."""
+    """Start a service, or a worker, on the migrations in this folder, and stop it again."""
     port, log, scratch = free_port(), folder / "log", folder / "scratch"
     scratch.mkdir(exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "app", "serve"],
+            [*prefix, sys.executable, "-m", "app", command],
             env={
                 **os.environ,
                 "PORT": str(port),

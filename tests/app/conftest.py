@@ -39,11 +39,13 @@ class Client:
 def started(app: FastAPI) -> Iterator[Client]:
     loop = asyncio.new_event_loop()
     lifespan: AbstractAsyncContextManager[Any] = app.router.lifespan_context(app)
-    loop.run_until_complete(lifespan.__aenter__())
     try:
-        yield Client(loop, app)
+        loop.run_until_complete(lifespan.__aenter__())
+        try:
+            yield Client(loop, app)
+        finally:
+            loop.run_until_complete(lifespan.__aexit__(None, None, None))
     finally:
-        loop.run_until_complete(lifespan.__aexit__(None, None, None))
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 

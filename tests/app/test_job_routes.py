@@ -182,8 +182,8 @@ def test_result_that_expires_just_now_is_said_to(
     office = client.app.state.jobs
     find = office.results.find
 
-    def find_and_lose(fingerprint: str) -> Any:
-        found = find(fingerprint)
+    async def find_and_lose(fingerprint: str) -> Any:
+        found = await find(fingerprint)
         kept.unlink(missing_ok=True)
         return found
 

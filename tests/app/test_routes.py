@@ -244,7 +244,7 @@ def test_service_is_ready_and_says_what_it_checked(client: Client) -> None:
     assert client.get("/livez").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
     checks = client.get("/readyz?verbose").json()["checks"]
-    assert set(checks) == {"access", "admission", "migrations", "sandbox", "scratch"}
+    assert set(checks) == {"access", "admission", "jobs", "migrations", "sandbox", "scratch"}
     assert set(checks.values()) == {"ok"}
 
 

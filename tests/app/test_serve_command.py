@@ -49,7 +49,7 @@ def test_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, port: str
     monkeypatch.setenv("PORT", port)
 
     with pytest.raises(SettingsError, match=f"PORT={port}"):
-        command.read_address()
+        command.read_address(8000)
 
 
 def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

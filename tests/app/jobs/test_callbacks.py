@@ -230,55 +230,6 @@ def test_attempt_that_fails_unforeseen_is_one_that_failed(
     assert "not foreseen" in caplog.text
 
 
-def test_end_of_a_job_that_has_no_files_and_was_given_up_is_told(tmp_path: Any) -> None:
-    told, office = given_up_by_reference(tmp_path)
-
-    asyncio.run(office.sweep())
-
-    assert [delivery.job_id for delivery in told] == ["a"]
-    assert office.folders.ids() == []
-
-
-def given_up_by_reference(tmp_path: Any) -> tuple[list[Any], Any]:
-    """Return the deliveries of an office whose only job is one by reference that was given up, and the office."""
-    from app.jobs.folders import JobFolders
-    from app.jobs.job import Job, JobRequest
-    from app.jobs.office import JobOffice
-    from app.parameters import RunParameters
-
-    asked = JobRequest(
-        "a", "a", None, "", RunParameters(), source="file:///a", callback="https://b"
-    )
-    jobs: dict[str, Job] = {}
-    told: list[Any] = []
-
-    class Engine:
-        async def submit(self, request: JobRequest) -> Job:
-            jobs[request.id] = Job(request, "failed", 0.0, problem={})
-            return jobs[request.id]
-
-        async def status(self, job_id: str) -> Job | None:
-            return jobs.get(job_id)
-
-        async def queued(self) -> int:
-            return 0
-
-        async def deliver(self, delivery: Any) -> None:
-            told.append(delivery)
-
-        async def forget(self, *, before: float) -> None:
-            pass
-
-    class Results:
-        def remove_expired(self) -> None:
-            pass
-
-    parts: Any = (Engine(), JobFolders(tmp_path), Results(), None, None)
-    office = JobOffice(*parts, max_queued=1, is_stopping=lambda: False, retry_after=lambda: 1)
-    asyncio.run(office.accept(asked))
-    return told, office
-
-
 def test_callback_is_tried_again_with_the_same_bytes(client: Client, receiver: Receiver) -> None:
     receiver.expect(500, 302, 200)
 

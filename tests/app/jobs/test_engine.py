@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from app.jobs.delivery import Attempt, Delivery
 from app.jobs.engine import MAX_TRIES, Find, JobEngine, Say, Step
 from app.jobs.job import Job, JobRequest, Progress
 from app.parameters import RunParameters
+from tests.postgres import Postgres, running_postgres
 
 pytest.importorskip("dbos", reason="the extra [jobs] is not installed")
 
@@ -91,16 +95,31 @@ async def hangs(request: JobRequest, before: Mapping[str, Any], say: Say) -> dic
     raise AssertionError
 
 
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.acceptance)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without a row, of each kind that jobs can be kept in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database(uuid.uuid4().hex)
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Any]:
+def run(database_url: str) -> Callable[..., Any]:
     """Run a coroutine that takes what starts an engine on the same database each time."""
 
     from app.jobs.dbos_engine import DbosEngine
 
     @asynccontextmanager
-    async def working(work: Recorder) -> AsyncIterator[JobEngine]:
-        engine = DbosEngine(f"sqlite:///{tmp_path / 'jobs.sqlite'}", concurrency=1)
-        async with engine.run_worker(work):
+    async def working(work: Recorder | None) -> AsyncIterator[JobEngine]:
+        engine = DbosEngine(database_url, concurrency=1)
+        async with engine.run(work):
             yield engine
 
     def run(test: Callable[..., Awaitable[None]]) -> None:
@@ -291,26 +310,99 @@ def test_job_goes_on_at_the_step_in_which_its_worker_ended(run: Any) -> None:
     run(test)
 
 
-def test_job_that_its_worker_never_outlives_is_given_up(run: Any) -> None:
+@contextmanager
+def killed_worker(database_url: str) -> Iterator[Callable[[], str]]:
+    """A worker in a process of its own that hangs in the second step; killed at the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.app.jobs.hanging_worker", database_url],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield lambda: process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_job_of_a_worker_that_was_killed_goes_on_elsewhere(run: Any, database_url: str) -> None:
     async def test(working: Any) -> None:
-        work = Recorder(second=hangs)
-        for number in range(MAX_TRIES):
-            async with working(work) as engine:
-                if number == 0:
-                    await engine.submit(ask("a"))
-                await wait_for(work, number + 2)
-        async with working(Recorder()) as engine:
+        async with working(None) as engine:
+            await engine.submit(ask("a"))
+        with killed_worker(database_url) as begun:
+            assert [begun(), begun()] == ["a first", "a second"]
+        later = Recorder()
+        async with working(later) as engine:
             job = await until(engine, "a")
 
+        assert later.begun == ["a second"]
+        assert (job.status, job.outcome) == ("succeeded", {"at": 2})
+
+    run(test)
+
+
+def test_job_whose_worker_is_killed_each_time_is_given_up(run: Any, database_url: str) -> None:
+    async def test(working: Any) -> None:
+        async with working(None) as engine:
+            await engine.submit(with_callback("a"))
+        begun = []
+        for _ in range(MAX_TRIES):
+            with killed_worker(database_url) as next_step:
+                while "second" not in (step := next_step()):
+                    begun.append(step)
+        work = Recorder()
+        async with working(work) as engine:
+            job = await until(engine, "a")
+            await engine.tidy(before=0)
+            await engine.tidy(before=0)
+            await until_delivered(engine, "a")
+
+        assert begun == ["a first"]
         assert job.status == "failed"
         assert job.problem is not None
         assert job.problem["error_type"] == "given_up"
         assert job.problem["tries"] == MAX_TRIES
-        assert work.begun == ["a first"] + ["a second"] * MAX_TRIES
+        assert work.begun == []
+        assert work.delivered == ["a.0.0 failed"]
 
-    async def wait_for(work: Recorder, count: int) -> None:
-        while len(work.begun) < count:
-            await asyncio.sleep(0.05)
+    run(test)
+
+
+def test_being_told_to_stop_is_no_failed_try(run: Any) -> None:
+    async def test(working: Any) -> None:
+        work = Recorder(second=hangs)
+        for number in range(MAX_TRIES + 1):
+            async with working(work) as engine:
+                if number == 0:
+                    await engine.submit(ask("a"))
+                while len(work.begun) < number + 2:
+                    await asyncio.sleep(0.05)
+        async with working(Recorder()) as engine:
+            job = await until(engine, "a")
+
+        assert (job.status, job.outcome) == ("succeeded", {"at": 2})
+        assert work.begun == ["a first"] + ["a second"] * (MAX_TRIES + 1)
+
+    run(test)
+
+
+def test_without_a_worker_jobs_are_kept_and_answered_for(run: Any) -> None:
+    async def test(working: Any) -> None:
+        async with working(None) as engine:
+            await engine.submit(ask("a"))
+            await engine.submit(ask("b"))
+            await asyncio.sleep(1)
+            waiting = await engine.queued()
+            await engine.cancel("a")
+            cancelled = await engine.status("a")
+        async with working(Recorder()) as engine:
+            job = await until(engine, "b")
+
+        assert (waiting, cancelled.status, job.status) == (2, "cancelled", "succeeded")
 
     run(test)
 
@@ -320,9 +412,9 @@ def test_job_that_ended_before_a_time_is_forgotten_then(run: Any) -> None:
         async with working(Recorder()) as engine:
             await engine.submit(ask("a"))
             await until(engine, "a")
-            await engine.forget(before=time.time() - 60)
+            await engine.tidy(before=time.time() - 60)
             kept = await engine.status("a")
-            await engine.forget(before=time.time() + 60)
+            await engine.tidy(before=time.time() + 60)
             forgotten = await engine.status("a")
 
         assert kept is not None
