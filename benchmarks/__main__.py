@@ -1,4 +1,4 @@
-"""Measure library and service beside others: `python benchmarks [library|service|load] [options]`.
+"""Measure library and service beside others: `python benchmarks [library|service|load|buckets] [options]`.
 
 Without arguments the first two are measured, with their defaults. What is printed is Markdown, to keep.
 """
@@ -34,7 +34,7 @@ def main() -> None:
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure beside others.")
-    commands = parser.add_subparsers(required=True, metavar="library|service|load")
+    commands = parser.add_subparsers(required=True, metavar="library|service|load|buckets")
     of_library = commands.add_parser("library", help="in one process, beside torch and `cp`")
     add_arguments(of_library, sizes=["1GB"], rounds=3)
     library.add_arguments(of_library)
@@ -46,7 +46,17 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     load.add_arguments(of_load)
     of_load.add_argument("--folder", type=Path, help="where checkpoints and scratch files go")
     of_load.set_defaults(measure_all=load.measure_all, rounds=None)
+    of_buckets = commands.add_parser("buckets", help="jobs from bucket to bucket, beside `copy`")
+    add_arguments(of_buckets, sizes=["1GB"], rounds=3)
+    of_buckets.set_defaults(measure_all=measure_buckets)
     return parser.parse_args(arguments)
+
+
+def measure_buckets(options: argparse.Namespace, folder: Path) -> None:
+    # Needs the extra [jobs] and an S3 server, which the others do not.
+    import buckets
+
+    buckets.measure_all(options, folder)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, sizes: list[str], rounds: int) -> None:
