@@ -8,6 +8,9 @@ BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A real MLflow server for the tests, which brings 90 packages that nothing else of ours is to meet.
+MLFLOW := .venv-mlflow
+MLFLOW_STAMP := $(MLFLOW)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -34,7 +37,7 @@ check: $(STAMP) ## lint, format, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-acceptance: $(STAMP) ## run the tests that start real processes and speak real HTTP
+acceptance: $(STAMP) $(MLFLOW_STAMP) ## run the tests that start real processes and speak real HTTP
 	$(BIN)/python -m pytest -m acceptance
 
 bench: $(STAMP) ## measure library and service beside others (BENCH="library --sizes 100MB")
@@ -45,11 +48,16 @@ image: ## build the container image migrate-ckpt (needs a Docker engine)
 	docker build --build-arg PIP_EXTRA_INDEX_URL --tag migrate-ckpt .
 
 clean: ## remove .venv and everything built or cached
-	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(MLFLOW) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "migrate-ckpt needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(MLFLOW_STAMP): tests/acceptance/mlflow-constraints.txt
+	$(PYTHON) -m venv $(MLFLOW)
+	$(MLFLOW)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $< mlflow
 	touch $@

@@ -1,4 +1,4 @@
-"""The service's own commands: python -m app serve and worker, and python -m app token for its operator."""
+"""The service's own commands: python -m app serve and worker, and for its operator token, reconcile and hook-test."""
 
 from __future__ import annotations
 
@@ -41,10 +41,26 @@ def main() -> int:
     )
     token.add_argument("name", metavar="NAME", help="whose it is, as the log will call them")
     token.add_argument("--scopes", default=",".join(SCOPES), help="what it allows (%(default)s)")
+    reconciling = commands.add_parser(
+        "reconcile", help="tell a running service of the MLflow versions that it was never told of"
+    )
+    reconciling.add_argument(
+        "--with-failed", action="store_true", help="and of those whose migration failed"
+    )
+    test = commands.add_parser("hook-test", help="send a signed sample to a running service")
+    test.add_argument("kind", choices=["mlflow", "standard"], help="as whose it is signed")
+    for command in (reconciling, test):
+        command.add_argument(
+            "--url", default="http://127.0.0.1:8000", help="of the service (%(default)s)"
+        )
     arguments = parser.parse_args()
     try:
         if arguments.command == "token":
             print_new_token(arguments.name, arguments.scopes)
+        elif arguments.command == "hook-test":
+            return test_hook(arguments.kind, arguments.url)
+        elif arguments.command == "reconcile":
+            return reconcile(arguments.url, with_failed=arguments.with_failed)
         else:
             serve(arguments.command)
     except SettingsError as error:
@@ -70,6 +86,38 @@ def print_new_token(name: str, scopes: str) -> None:
     print(
         f"The token, to be kept by whoever uses it; it is stored nowhere:\n{token}", file=sys.stderr
     )
+
+
+def test_hook(kind: str, url: str) -> int:
+    """Send a signed sample and print what is answered; 1 where it is not taken.
+
+    Raises:
+        SettingsError: there is nothing to sign it with.
+    """
+    from app.hooks.sending import send_sample
+
+    is_taken, answer = send_sample(read_settings(), kind, url.rstrip("/"))
+    print(answer, file=sys.stdout if is_taken else sys.stderr)
+    return 0 if is_taken else 1
+
+
+def reconcile(url: str, *, with_failed: bool) -> int:
+    """Tell the service of what it was never told, and print a line for each; 1 where one is not taken.
+
+    Raises:
+        SettingsError: there is no registry, or nothing to sign with.
+    """
+    from app.hooks.sending import send_unseen
+
+    try:
+        found = asyncio.run(send_unseen(read_settings(), url.rstrip("/"), with_failed=with_failed))
+    except ServiceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for version, is_taken, answer in found:
+        print(f"{version}: {answer}", file=sys.stdout if is_taken else sys.stderr)
+    print(f"{len(found)} versions were never seen.", file=sys.stderr)
+    return 0 if all(is_taken for _, is_taken, _ in found) else 1
 
 
 def read_address(default_port: int) -> tuple[str, int]:

@@ -185,6 +185,14 @@ class JobProblem(TypedDict):
 
 
 @_closed
+class JobModel(TypedDict):
+    """Of a registered model's version: the one that was made of it, if any, and the report of each file."""
+
+    new_version: str | None
+    reports: dict[str, Report]
+
+
+@_closed
 class Job(TypedDict):
     """A job as it stands; the times are RFC 3339's, in UTC.
 
@@ -206,8 +214,18 @@ class Job(TypedDict):
     queue_position: int | None
     progress: JobProgress | None
     report: Report | None
+    model: JobModel | None
     result: JobResult | None
     problem: JobProblem | None
+
+
+@_closed
+class HookAnswer(TypedDict):
+    """The job that a delivery has become, or why it asks for none."""
+
+    job: str | None
+    status: Status | None
+    ignored: str | None
 
 
 @_closed

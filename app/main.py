@@ -23,7 +23,7 @@ from app.live_metrics import live_metrics
 from app.metrics import Metrics
 from app.openapi import complete_description
 from app.request_ids import RequestIdMiddleware
-from app.routes import docs, health, inspect, jobs, metrics, migrate, migrations, plan
+from app.routes import docs, health, hooks, inspect, jobs, metrics, migrate, migrations, plan
 from app.sandbox import Sandbox
 from app.scratch_room import free_bytes
 from app.security_headers import SecurityHeadersMiddleware
@@ -82,7 +82,9 @@ def create_app(settings: Settings, role: Role = "serve") -> FastAPI:
     app.add_middleware(EarlyAnswerMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
-    of_a_service = (migrate, plan, inspect, jobs, migrations, docs) if role == "serve" else ()
+    of_a_service = (
+        (migrate, plan, inspect, jobs, hooks, migrations, docs) if role == "serve" else ()
+    )
     for resource in (*of_a_service, health, metrics):
         app.include_router(resource.router)
     complete_description(app, with_access=not app.state.access.is_open)

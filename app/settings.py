@@ -19,6 +19,7 @@ from pydantic import (
     DirectoryPath,
     Field,
     FilePath,
+    HttpUrl,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -46,6 +47,10 @@ _KUBERNETES = re.compile(
 
 # As browsers send it: a scheme, a host, a port where it is not the usual one, and no path.
 _ORIGIN = re.compile(r"\*|https?://[^/\s]+")
+
+
+# What no message repeats.
+_SECRETS = ("tokens", "callback_secret", "hook_secret", "mlflow_secret", "database_url")
 
 
 class SettingsError(Exception):
@@ -145,6 +150,40 @@ class Settings(BaseSettings):
         (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
         description="The pauses between the attempts of a callback.",
     )
+    hook_secret: SecretStr | None = Field(
+        None,
+        description="What deliveries to /hooks/standard are signed with; several while one is replaced.",
+    )
+    hook_secret_file: FilePath | None = Field(
+        None, description="The same, in a file that is read at the start."
+    )
+    mlflow_url: HttpUrl | None = Field(
+        None, description="The MLflow server whose model versions are migrated."
+    )
+    mlflow_secret: SecretStr | None = Field(
+        None,
+        description="What MLflow signs its deliveries to /hooks/mlflow with; several while one is replaced.",
+    )
+    mlflow_secret_file: FilePath | None = Field(
+        None, description="The same, in a file that is read at the start."
+    )
+    mlflow_models: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
+        (("*", "default"),),
+        description="Which models are migrated, and by which set: patterns of their names.",
+    )
+    mlflow_files: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*.ckpt", "*.pt", "*.pth", "*.safetensors"),
+        description="Which files of a version are checkpoints: patterns of their names, or of their paths.",
+    )
+    mlflow_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Which aliases go over to the migrated version: patterns of their names."
+    )
+    mlflow_reconcile_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="How often versions are looked for whose delivery did not arrive; without it, never.",
+    )
     allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (),
         description="The networks, beside public ones, that the service may connect to for a job.",
@@ -209,14 +248,27 @@ class Settings(BaseSettings):
             )
         return str(folder).rstrip("/")
 
-    @field_validator("callback_secret_file")
+    @field_validator("mlflow_models", mode="before")
+    @classmethod
+    def _are_pairs(cls, text: object) -> object:
+        if not isinstance(text, str):
+            return text
+        entries = text.replace(",", " ").split()
+        pairs = [
+            (pattern, set_name) for pattern, _, set_name in (e.partition("=") for e in entries)
+        ]
+        if not all(pattern and set_name for pattern, set_name in pairs):
+            raise ValueError("a list of models looks like vision-*=vision *=default")
+        return pairs
+
+    @field_validator("callback_secret_file", "hook_secret_file")
     @classmethod
     def _holds_secrets(cls, path: Path | None) -> Path | None:
         if path is not None:
             _webhook_secrets(path.read_text(encoding="utf-8"))
         return path
 
-    @field_validator("callback_secret")
+    @field_validator("callback_secret", "hook_secret")
     @classmethod
     def _are_secrets(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is not None:
@@ -226,10 +278,17 @@ class Settings(BaseSettings):
     @cached_property
     def callback_secrets(self) -> tuple[str, ...]:
         """All secrets that callbacks are signed with, the first one first."""
-        texts = [] if self.callback_secret is None else [self.callback_secret.get_secret_value()]
-        if self.callback_secret_file is not None:
-            texts.append(self.callback_secret_file.read_text(encoding="utf-8"))
-        return _webhook_secrets(" ".join(texts))
+        return _webhook_secrets(_joined(self.callback_secret, self.callback_secret_file))
+
+    @cached_property
+    def hook_secrets(self) -> tuple[str, ...]:
+        """All secrets that deliveries to /hooks/standard may be signed with."""
+        return _webhook_secrets(_joined(self.hook_secret, self.hook_secret_file))
+
+    @cached_property
+    def mlflow_secrets(self) -> tuple[str, ...]:
+        """All secrets that MLflow may sign its deliveries with."""
+        return tuple(_joined(self.mlflow_secret, self.mlflow_secret_file).split())
 
     @cached_property
     def allowed_globals(self) -> tuple[str, ...] | None:
@@ -245,6 +304,8 @@ class Settings(BaseSettings):
         "allowed_callbacks",
         "callback_delays_seconds",
         "allowed_networks",
+        "mlflow_files",
+        "mlflow_aliases",
         mode="before",
     )
     @classmethod
@@ -273,6 +334,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
         return folder and folder.resolve()
+
+
+def _joined(secret: SecretStr | None, path: Path | None) -> str:
+    texts = [] if secret is None else [secret.get_secret_value()]
+    if path is not None:
+        texts.append(path.read_text(encoding="utf-8"))
+    return " ".join(texts)
 
 
 def _webhook_secrets(text: str) -> tuple[str, ...]:
@@ -313,6 +381,6 @@ def _refuse_misspelt(names: Iterable[str]) -> None:
 
 def _describe(error: ErrorDetails) -> str:
     name = PREFIX + str(error["loc"][0]).upper()
-    is_secret = str(error["loc"][0]) in ("tokens", "callback_secret", "database_url")
+    is_secret = str(error["loc"][0]) in _SECRETS
     value = "" if is_secret else f"={os.environ.get(name, error['input'])}"
     return f"{name}{value} cannot be used: {error['msg']}"

@@ -15,7 +15,7 @@ from app.errors import RunFailed, ServiceError
 from app.filenames import attachment, migrated_name
 from app.jobs.delivery import DeliveryState
 from app.jobs.intake import find_office, take_job
-from app.jobs.job import Job
+from app.jobs.job import MODELS, Job
 from app.jobs.office import JobOffice
 from app.jobs.preferences import read_preferences
 from app.jobs.results import KeptResult
@@ -33,7 +33,8 @@ RETRY_AFTER_SECONDS = 1
 
 async def describe(job: Job, office: JobOffice) -> dict[str, Any]:
     """Return the document of a job."""
-    kept = None if job.request.destination else await office.result(job)
+    is_elsewhere = job.request.destination is not None or job.request.is_of_model
+    kept = None if is_elsewhere else await office.result(job)
     return {
         **_describe_order(job),
         "callback": job.request.callback and _shown(job.request.callback),
@@ -41,6 +42,7 @@ async def describe(job: Job, office: JobOffice) -> dict[str, Any]:
         "queue_position": job.queue_position,
         "progress": job.progress and job.progress.to_dict(),
         "report": job.outcome and job.outcome["report"],
+        "model": job.outcome and job.outcome.get("model"),
         "result": kept and _describe_result(job, kept),
         "problem": job.problem and _describe_problem(job.problem),
     }
@@ -103,7 +105,7 @@ def _describe_order(job: Job) -> dict[str, Any]:
 
 
 def _size(job: Job) -> int | None:
-    if job.request.size is not None or job.outcome is None:
+    if job.request.size is not None or job.outcome is None or job.outcome["report"] is None:
         return job.request.size
     size: int = job.outcome["report"]["source"]["size"]
     return size
@@ -111,6 +113,8 @@ def _size(job: Job) -> int | None:
 
 def _shown(url: str) -> str:
     """Return a URL without its query, which may hold a signature."""
+    if url.startswith(MODELS):
+        return url
     return str(parse_address(url) if url.startswith("http") else parse_location(url))
 
 
@@ -187,6 +191,9 @@ async def answer_result(request: Request, job: Job, office: JobOffice) -> Respon
     raise_without_result(job)
     if job.request.destination is not None:
         message = f"The result of this job was written to {_shown(job.request.destination)}."
+        raise ServiceError("result_delivered", message)
+    if job.request.is_of_model:
+        message = "The result of this job is a version of its model: the job's document says which."
         raise ServiceError("result_delivered", message)
     kept = await office.result(job)
     if kept is None:

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from app.parameters import RunParameters
 
+# MLflow's own scheme for a version of a registered model: models:/NAME/VERSION.
+MODELS = "models:/"
+
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -21,7 +24,7 @@ class JobRequest:
         size: of the upload in bytes; None where the checkpoint lies elsewhere.
         digest: the SHA-256 of the upload, in hex; empty where the checkpoint lies elsewhere.
         parameters: what the run is told.
-        source: the URL of the checkpoint, where it is not an upload.
+        source: the URL of the checkpoint, where it is not an upload; or the version of a registered model.
         destination: the URL to write the result to, where it is not kept here.
         overwrite: whether what is at the destination may be replaced.
         callback: the URL that is told when the job has ended.
@@ -43,6 +46,11 @@ class JobRequest:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def is_of_model(self) -> bool:
+        """Whether it is about a version of a registered model, and its result is the next one."""
+        return self.source is not None and self.source.startswith(MODELS)
 
     def is_same_work(self, other: JobRequest) -> bool:
         """Return whether the other asks for the same of the same bytes, whatever they are called."""

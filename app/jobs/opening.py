@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from app.admission import Admission
 from app.errors import ServiceError
+from app.jobs.engine import Work
 from app.jobs.folders import JobFolders, sole_user
 from app.jobs.office import JobOffice
 from app.jobs.results import Results
@@ -27,6 +28,7 @@ from app.settings import PREFIX, Settings, SettingsError
 
 if TYPE_CHECKING:
     from app.jobs.uploads import Uploads
+    from app.registry.mlflow import MlflowClient
     from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,15 @@ def check_settings(settings: Settings, role: Role) -> None:
             f"{PREFIX}RESULTS_URL. Without them, the jobs of {PREFIX}DATA_FOLDER are carried out by "
             "python -m app serve itself."
         )
+    hooks = [
+        name
+        for name in ("mlflow_url", "hook_secret", "hook_secret_file")
+        if getattr(settings, name) is not None
+    ]
+    if hooks and not (settings.data_folder or has_database):
+        raise SettingsError(
+            f"{PREFIX}{hooks[0].upper()} needs jobs, which deliveries become: set {PREFIX}DATA_FOLDER."
+        )
     if (settings.data_folder or has_database) and importlib.util.find_spec("dbos") is None:
         given = (
             f"{PREFIX}DATABASE_URL"
@@ -117,52 +128,81 @@ async def open_office(
     # Loaded only here: it takes two seconds, and not every service has it.
     from app.jobs.callbacks import Callbacks
     from app.jobs.dbos_engine import DbosEngine
-    from app.jobs.work import MigrationWork
     from app.storage.transfers import Transfers
 
     takes_jobs = role == "worker" or settings.database_url is None
-    async with _places(settings, parts.scratch_root) as places:
-        transfers = Transfers.from_settings(settings)
-        callbacks = Callbacks.from_settings(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        places = await stack.enter_async_context(_places(settings, parts.scratch_root))
         engine = DbosEngine(places.database_url, concurrency=settings.max_concurrent_runs)
         office = JobOffice(
             engine,
             places.folders,
             places.uploads,
             places.results,
-            transfers,
-            callbacks,
+            Transfers.from_settings(settings),
+            Callbacks.from_settings(settings),
             max_queued=settings.max_queued_jobs,
             is_stopping=lambda: parts.admission.is_stopping,
             retry_after=parts.admission.retry_after,
         )
-        work = MigrationWork(
-            settings=settings,
-            sets=parts.sets,
-            sandbox=parts.sandbox,
-            admission=parts.admission,
-            folders=places.folders,
-            uploads=places.uploads,
-            results=places.results,
-            transfers=transfers,
-            callbacks=callbacks,
-            telemetry=parts.telemetry,
-            scratch_root=parts.scratch_root,
-        )
-        async with engine.run(work if takes_jobs else None):
-            logger.info("Jobs: %s", describe_replicas(settings))
-            async with _sweeping(office) if takes_jobs else contextlib.nullcontext():
-                yield office
+        client = await stack.enter_async_context(_registry(settings))
+        work = _work(settings, parts, office, client) if takes_jobs else None
+        await stack.enter_async_context(engine.run(work))
+        logger.info("Jobs: %s", describe_replicas(settings))
+        if takes_jobs:
+            await stack.enter_async_context(_going_on(office.keep_sweeping()))
+        if role == "serve" and client is not None and settings.mlflow_reconcile_seconds:
+            from app.registry.reconciling import keep_reconciling
+
+            await stack.enter_async_context(_going_on(keep_reconciling(office, client, settings)))
+        yield office
+
+
+def _work(settings: Settings, parts: Parts, office: JobOffice, client: MlflowClient | None) -> Work:
+    from app.jobs.model_work import ModelWork
+    from app.jobs.work import MigrationWork
+
+    work = MigrationWork(
+        settings=settings,
+        sets=parts.sets,
+        sandbox=parts.sandbox,
+        admission=parts.admission,
+        folders=office.folders,
+        uploads=office.uploads,
+        results=office.results,
+        transfers=office.transfers,
+        callbacks=office.callbacks,
+        telemetry=parts.telemetry,
+        scratch_root=parts.scratch_root,
+    )
+    if client is None:
+        return work
+    return ModelWork(work, client, settings=settings, transfers=office.transfers)
 
 
 @contextlib.asynccontextmanager
-async def _sweeping(office: JobOffice) -> AsyncIterator[None]:
-    sweeping = asyncio.create_task(office.keep_sweeping())
+async def _registry(settings: Settings) -> AsyncIterator[MlflowClient | None]:
+    if settings.mlflow_url is None:
+        yield None
+        return
+    from app.registry.mlflow import MlflowClient
+
+    client = MlflowClient(str(settings.mlflow_url))
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@contextlib.asynccontextmanager
+async def _going_on(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have this go on as long as the block lasts."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

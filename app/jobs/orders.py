@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.errors import ServiceError
 from app.jobs.intake import find_office, new_job_id
 from app.jobs.job import Job, JobRequest
+from app.jobs.office import JobOffice
 from app.parameters import MAX_VALUE_CHARACTERS, RunParameters, check_query
 from app.sets import MigrationSets
 from app.storage.locations import MAX_CHARACTERS
@@ -65,12 +67,23 @@ async def take_order(request: Request) -> Job:
     check_query(request.query_params.multi_items(), ())
     job_id = new_job_id(request)
     order = _read(await _body(request))
+    return await office.accept(checked_request(job_id, order, office, sets))
+
+
+def checked_request(
+    job_id: str, order: JobOrder, office: JobOffice, sets: MigrationSets
+) -> JobRequest:
+    """Return the job that an order asks for; who has sent it learns at once, and not from a job that fails.
+
+    Raises:
+        ServiceError: it asks for what is not allowed.
+        UnknownSet: there is no such set of migrations.
+    """
     sets.current.find(order.set)
-    # The client learns at once, and not from a job that fails.
     source, _ = office.transfers.parse(order.source, order.destination)
     if order.callback is not None:
         office.callbacks.refuse(order.callback)
-    asked = JobRequest(
+    return JobRequest(
         job_id,
         source.name,
         None,
@@ -81,7 +94,18 @@ async def take_order(request: Request) -> Job:
         overwrite=order.overwrite,
         callback=order.callback,
     )
-    return await office.accept(asked)
+
+
+def read_order(members: Mapping[str, Any]) -> JobOrder:
+    """Return the order that these members make.
+
+    Raises:
+        ServiceError: they make none.
+    """
+    try:
+        return JobOrder.model_validate(members, strict=True)
+    except ValidationError as error:
+        raise _invalid(error) from error
 
 
 async def _body(request: Request) -> bytes:
@@ -98,9 +122,13 @@ def _read(body: bytes) -> JobOrder:
     try:
         return JobOrder.model_validate_json(body, strict=True)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False, include_context=False)
-        sentences = [_describe(each["loc"], each["msg"]) for each in wrong[:5]]
-        raise ServiceError("invalid_order", " ".join(sentences)) from error
+        raise _invalid(error) from error
+
+
+def _invalid(error: ValidationError) -> ServiceError:
+    wrong = error.errors(include_url=False, include_input=False, include_context=False)
+    sentences = [_describe(each["loc"], each["msg"]) for each in wrong[:5]]
+    return ServiceError("invalid_order", " ".join(sentences))
 
 
 def _describe(where: tuple[Any, ...], what: str) -> str:

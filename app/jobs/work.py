@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from app.admission import Admission
-from app.errors import ServiceError
+from app.copying import Tell
+from app.errors import RunFailed, ServiceError
 from app.jobs.callbacks import Callbacks, compose
 from app.jobs.delivery import Attempt, Delivery
 from app.jobs.engine import Find, Say, Step
 from app.jobs.folders import JobFolders
 from app.jobs.job import JobRequest, Progress
-from app.jobs.results import KeptResult, Results
+from app.jobs.results import KeptResult, Results, expired
 from app.jobs.run_files import digest_file, made_by, opened_source, read_run_outcome
 from app.jobs.uploads import Uploads
 from app.run_request import RunRequest
@@ -27,6 +28,7 @@ from app.sandbox import Sandbox
 from app.scratch import remove_tree
 from app.sets import MigrationSets
 from app.settings import Settings
+from app.storage.blocks import write_blocks
 from app.storage.locations import Location
 from app.storage.transfers import Transfers
 from app.telemetry import Telemetry
@@ -91,6 +93,67 @@ class MigrationWork:
             attempt.error or "delivered",
         )
         return composed, attempt
+
+    async def take_in(
+        self, request: JobRequest, blocks: AsyncIterator[bytes], tell: Tell
+    ) -> dict[str, Any]:
+        """Have these bytes be the checkpoint of the job; return what the first step returns of one.
+
+        Raises:
+            ServiceError: they are more than may come, or do not come at the moment.
+        """
+        target = await asyncio.to_thread(self._folders.new_upload, request.id)
+        fetched = await write_blocks(
+            blocks, target, max_bytes=self._settings.max_upload_bytes, tell=tell
+        )
+        return {"size": fetched.size, "digest": fetched.digest}
+
+    async def migrate_and_keep(
+        self, request: JobRequest, fetched: Mapping[str, Any], say: Say
+    ) -> tuple[dict[str, Any], KeptResult | None]:
+        """Migrate the checkpoint that is there; return what there is to say of it, and its result if anything ran.
+
+        Raises:
+            RunFailed: the run came to something else than a result.
+            ServiceError: it could not be done at the moment.
+        """
+        made = await self._make(request, fetched, say, is_again=False)
+        if made["run"] is None:
+            kept = await self._results.find(made["fingerprint"])
+            if kept is None:
+                raise expired()
+            return dict(kept.facts), kept
+        run = Path(made["run"])
+        try:
+            with ExitStack() as stack:
+                facts, _ = made_by(run, fetched, stack)
+            if not facts["report"]["ran"]:
+                return facts, None
+            progress = Progress("store", 3, len(self.steps))
+            return facts, await self._keep(made, progress, say)
+        finally:
+            await asyncio.to_thread(remove_tree, run)
+
+    async def inspect(self, request: JobRequest) -> dict[str, Any]:
+        """Return what is in the checkpoint that is there.
+
+        Raises:
+            RunFailed: it is none.
+        """
+        run = await asyncio.to_thread(self._folders.begin_run, request.id, self._scratch_root)
+        try:
+            order = RunRequest("inspect", str(run))
+            await self._sandbox.run(order, label=f"of job {request.id}")
+            outcome = await asyncio.to_thread(read_run_outcome, run)
+        finally:
+            await asyncio.to_thread(remove_tree, run)
+        if "error" in outcome:
+            raise RunFailed.from_dict(outcome["error"])
+        found: dict[str, Any] = outcome["result"]
+        return found
+
+    async def find_kept(self, fingerprint: str) -> KeptResult | None:
+        return await self._results.renew(fingerprint)
 
     async def _fetch(
         self, request: JobRequest, before: Mapping[str, Any], say: Say

@@ -93,6 +93,19 @@ async def object_fingerprint(location: Location) -> tuple[bool, str | None]:
     return True, None if fingerprint is None else str(fingerprint)
 
 
+async def list_objects(location: Location, prefix: str) -> AsyncIterator[tuple[str, int]]:
+    """Hand out the keys and sizes, in bytes, of the objects below a prefix.
+
+    Raises:
+        ServiceError: they cannot be listed.
+    """
+    with _translated(location, "source"):
+        store = store_of(location.scheme, location.authority)
+        async for batch in obstore.list(store, prefix):
+            for meta in batch:
+                yield meta["path"], meta["size"]
+
+
 async def put_object(
     location: Location, blocks: AsyncIterator[bytes], size: int, fingerprint: str
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.hooks.signatures import MLFLOW
 from tests.acceptance.conftest import Service, running_service, write_sets
 
 schemathesis = pytest.importorskip(
@@ -28,6 +31,8 @@ pytestmark = pytest.mark.acceptance
 TOKEN = "mck_" + "t" * 30
 AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
 
+HOOK_SECRET = "whsec_" + "A" * 32
+MLFLOW_SECRET = "of-the-test"
 HOOKS = Path(__file__).with_name("openapi_hooks.py")
 
 NOT_CHECKED = (
@@ -41,7 +46,7 @@ NOT_CHECKED = (
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with everything: access tokens and jobs."""
+    """A service with everything: access tokens, jobs and hooks."""
     folder = tmp_path_factory.mktemp("described")
     write_sets(folder / "migrations")
     # Requests are made of every name that the service tells: of one that sleeps for a minute, too.
@@ -53,6 +58,10 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         folder,
         MIGRATE_CKPT_TOKENS_FILE=str(folder / "tokens"),
         MIGRATE_CKPT_DATA_FOLDER=str(folder / "data"),
+        MIGRATE_CKPT_HOOK_SECRET=HOOK_SECRET,
+        # Nobody listens there: the job that a delivery becomes fails, later.
+        MIGRATE_CKPT_MLFLOW_URL="http://127.0.0.1:1",
+        MIGRATE_CKPT_MLFLOW_SECRET=MLFLOW_SECRET,
     ) as service:
         yield service
 
@@ -89,7 +98,10 @@ def test_requests_made_from_the_description_are_answered_as_it_says(
         for each in operations
         if each.endswith(("_id}", "_id}/result", "_id}/deliveries", "_id}/events", "{name}"))
     }
-    refused = {each for each in operations - named if not seen[each] & {"200", "202"}}
+    # What is made up is not signed.
+    hooks = {each for each in operations if "/hooks/" in each}
+    assert all(seen[each] == {"401"} for each in hooks)
+    refused = {each for each in operations - named - hooks if not seen[each] & {"200", "202"}}
     assert refused == set()
 
 
@@ -146,6 +158,35 @@ def test_every_kind_of_answer_is_described(
     expected = described_headers[str(status)]["headers"]
     ours = {"location", "preference-applied", "migration-report", "repr-digest", "x-request-id"}
     assert ours & set(response.headers) <= {name.lower() for name in expected}
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ({"data": {"name": "a", "version": "1"}}, 202),
+        ({"data": {"name": "a", "version": "1"}}, 200),
+        ({"action": "deleted"}, 200),
+        ({"data": {}}, 400),
+    ],
+    ids=["new", "known", "ignored", "malformed"],
+)
+def test_answers_of_a_hook_are_described(
+    described: Service, description: Any, said: dict[str, Any], status: int
+) -> None:
+    body = json.dumps({"entity": "model_version", "action": "created", **said}).encode()
+    now = str(int(time.time()))
+    signature = MLFLOW.sign(MLFLOW_SECRET, body=body, delivery_id="1", time=now)
+    headers = {
+        "X-MLflow-Delivery-Id": "1",
+        "X-MLflow-Timestamp": now,
+        "X-MLflow-Signature": signature,
+        "Content-Type": "application/json",
+    }
+
+    answer = httpx.post(f"{described.url}/hooks/mlflow", content=body, headers=headers)
+
+    assert answer.status_code == status
+    description["/hooks/mlflow"]["POST"].validate_response(answer)
 
 
 def test_job_is_described_from_its_events_to_its_result(
