@@ -28,6 +28,7 @@ from app.sandbox import Sandbox
 from app.scratch import remove_tree
 from app.sets import MigrationSets
 from app.settings import Settings
+from app.storage.attempts import attempts
 from app.storage.blocks import write_blocks
 from app.storage.locations import Location
 from app.storage.transfers import Transfers
@@ -78,7 +79,11 @@ class MigrationWork:
         }
 
     async def end(self, request: JobRequest) -> None:
-        await self._uploads.remove(request.id)
+        try:
+            await self._uploads.remove(request.id)
+        except ServiceError as error:
+            # What has become of the job is decided; a sweep removes them later.
+            logger.warning("The files of job %s are still there: %s", request.id, error)
 
     async def deliver(self, delivery: Delivery, find: Find) -> tuple[Delivery, Attempt] | None:
         composed = await compose(delivery, find)
@@ -119,7 +124,7 @@ class MigrationWork:
         """
         made = await self._make(request, fetched, say, is_again=False)
         if made["run"] is None:
-            kept = await self._results.find(made["fingerprint"])
+            kept = await self.find_kept(made["fingerprint"])
             if kept is None:
                 raise expired()
             return dict(kept.facts), kept
@@ -153,7 +158,15 @@ class MigrationWork:
         return found
 
     async def find_kept(self, fingerprint: str) -> KeptResult | None:
-        return await self._results.renew(fingerprint)
+        """Return this result if it is kept; from now on, for as long as a new one.
+
+        Raises:
+            ServiceError: what keeps results does not answer, whatever is tried.
+        """
+        async for attempt in attempts():
+            with attempt:
+                return await self._results.renew(fingerprint)
+        raise AssertionError("unreachable: the last attempt raises")
 
     async def _fetch(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
@@ -221,7 +234,7 @@ class MigrationWork:
                 found["is_there"] = await self._refuse_existing(
                     request, order.fingerprint, is_again=is_again
                 )
-            if await self._results.renew(order.fingerprint) is None:
+            if await self.find_kept(order.fingerprint) is None:
                 migration_set = held.find(order.set_name)
                 run = partial(self._run, request, fetched, order, migration_set, say)
                 found["run"] = str(await self._try_run(request.id, run))
@@ -298,7 +311,7 @@ class MigrationWork:
     ) -> dict[str, Any]:
         """Copy what the run has made to where it is kept, or to the destination."""
         fingerprint: str = before["fingerprint"]
-        kept = await self._results.renew(fingerprint)
+        kept = await self.find_kept(fingerprint)
         run = Path(before["run"] or "")
         if kept is None and (before["run"] is None or not run.exists()):
             # The scratch ends with its service, and a kept result may expire meanwhile: once more, then.
