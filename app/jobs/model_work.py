@@ -85,7 +85,8 @@ class ModelWork:
     async def _tag_failed(self, request: JobRequest, reason: str) -> None:
         """Tell whoever looks at the version why there is no migrated one; that it cannot be told is only logged."""
         try:
-            await self._client.tag(_version_of(request), {STATUS: "failed", REASON: reason})
+            # The status last, here and elsewhere: whoever waits for it finds the rest there.
+            await self._client.tag(_version_of(request), {REASON: reason, STATUS: "failed"})
         except ServiceError as error:
             logger.warning("%s was not tagged as failed: %s", request.source, error)
 
@@ -197,7 +198,7 @@ class ModelWork:
             )
             await self._client.end_run(run_id)
         await self._move_aliases(version, new)
-        await self._client.tag(version, {STATUS: "migrated", MIGRATED_TO: new.version})
+        await self._client.tag(version, {MIGRATED_TO: new.version, STATUS: "migrated"})
         return self._outcome(before, new)
 
     async def _registered(self, version: ModelVersion, job_id: str) -> ModelVersion | None:
