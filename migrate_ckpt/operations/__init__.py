@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from migrate_ckpt.operations.attention import merge_qkv as merge_qkv
+    from migrate_ckpt.operations.attention import split_qkv as split_qkv
     from migrate_ckpt.operations.classes import rename_class as rename_class
     from migrate_ckpt.operations.contents import add as add
     from migrate_ckpt.operations.contents import drop as drop
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from migrate_ckpt.operations.reshaping import cast as cast
     from migrate_ckpt.operations.reshaping import concat as concat
     from migrate_ckpt.operations.reshaping import split as split
+    from migrate_ckpt.operations.stacking import stack as stack
+    from migrate_ckpt.operations.stacking import unstack as unstack
+    from migrate_ckpt.operations.transforming import pad_rows as pad_rows
+    from migrate_ckpt.operations.transforming import permute as permute
+    from migrate_ckpt.operations.transforming import permute_rows as permute_rows
+    from migrate_ckpt.operations.transforming import reshape as reshape
+    from migrate_ckpt.operations.transforming import scale as scale
+    from migrate_ckpt.operations.transforming import transpose as transpose
+    from migrate_ckpt.operations.transforming import trim_rows as trim_rows
     from migrate_ckpt.operations.values import drop_value as drop_value
     from migrate_ckpt.operations.values import move as move
     from migrate_ckpt.operations.values import rename_value as rename_value
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.optimizers.declaration import follow as follow
 
 _MODULES = {
+    "attention": ("merge_qkv", "split_qkv"),
     "classes": ("rename_class",),
     "contents": (
         "add",
@@ -55,6 +67,16 @@ _MODULES = {
         "cast",
         "concat",
         "split",
+    ),
+    "stacking": ("stack", "unstack"),
+    "transforming": (
+        "pad_rows",
+        "permute",
+        "permute_rows",
+        "reshape",
+        "scale",
+        "transpose",
+        "trim_rows",
     ),
     "values": (
         "drop_value",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.errors import IncompleteGroup
-from migrate_ckpt.operations.moves import Move, list_keys
+from migrate_ckpt.operations.moves import Action, Move, list_keys
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import (
     KeyPattern,
@@ -52,13 +52,17 @@ class Split(StateDictOperation):
 
     def moves(self, state_dict: Mapping[str, Any]) -> tuple[Move, ...]:
         keys = own_keys(state_dict)
-        action = SplitTensor(self.dim, len(self.targets), self.sizes)
+        action = self.action()
         moves = tuple(
             Move((key,), tuple(fill(target, found) for target in self.targets), action)
             for key in keys
             if (found := match(self.source, key)) is not None
         )
         return moves or self._found_none([self.source], keys)
+
+    def action(self) -> Action:
+        """Return what makes the parts of a whole."""
+        return SplitTensor(self.dim, len(self.targets), self.sizes)
 
 
 def split(
@@ -118,7 +122,7 @@ class Concat(StateDictOperation):
                 f"{list_keys(absent)} must be joined with keys that are there, and is not.",
                 keys=absent,
             )
-        action = ConcatTensors(self.dim)
+        action = self.action()
         moves = tuple(
             Move(
                 tuple(group),
@@ -128,6 +132,10 @@ class Concat(StateDictOperation):
             for values, group in zip(groups, expected, strict=True)
         )
         return moves or self._found_none(self.sources, keys)
+
+    def action(self) -> Action:
+        """Return what makes the whole of its parts."""
+        return ConcatTensors(self.dim)
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from migrate_ckpt.operations.sections import is_tensor
 if TYPE_CHECKING:
     import torch
 
-_Kind: TypeAlias = tuple[bool, bool]
+Kind: TypeAlias = tuple[bool, bool]
 """Whether a tensor is a parameter, and whether it requires a gradient."""
 
 
@@ -27,14 +27,14 @@ class SplitTensor:
     dim: int
     count: int
     sizes: tuple[int, ...] | None = None
-    kinds: tuple[_Kind, ...] | None = None
+    kinds: tuple[Kind, ...] | None = None
     reads = True
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
         import torch
 
-        tensor = _dense(values[0])
-        length = _length(tensor, self.dim)
+        tensor = dense(values[0])
+        length = length_of(tensor, self.dim)
         sizes = self.sizes or (length // self.count,) * self.count
         if sum(sizes) != length:
             wanted = f"{self.count} equal parts" if self.sizes is None else f"parts of {sizes}"
@@ -43,9 +43,9 @@ class SplitTensor:
                 f"dimension {self.dim}, where it has {length}."
             )
         parts = torch.split(tensor.detach(), list(sizes), self.dim)
-        kinds = self.kinds or (_kind(tensor),) * self.count
+        kinds = self.kinds or (kind_of(tensor),) * self.count
         return [
-            _of_kind(kind, part.clone(memory_format=torch.contiguous_format))
+            of_kind(kind, part.clone(memory_format=torch.contiguous_format))
             for kind, part in zip(kinds, parts, strict=True)
         ]
 
@@ -66,21 +66,21 @@ class ConcatTensors:
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
         import torch
 
-        tensors = [_dense(value) for value in values]
-        lengths = [_length(tensor, self.dim) for tensor in tensors]
+        tensors = [dense(value) for value in values]
+        lengths = [length_of(tensor, self.dim) for tensor in tensors]
         rest = {(_without(tensor, self.dim), tensor.dtype) for tensor in tensors}
         if len(rest) > 1 or not lengths:
-            shown = ", ".join(f"{_name(t.dtype)}{list(t.shape)}" for t in tensors)
+            shown = ", ".join(f"{name_of(t.dtype)}{list(t.shape)}" for t in tensors)
             raise OperationError(
                 f"tensors of {shown} cannot be joined along dimension {self.dim}: all else of the "
                 "shape, and the dtype, must be the same."
             )
-        return [_of_kind(_kind(tensors[0]), torch.cat([t.detach() for t in tensors], self.dim))]
+        return [of_kind(kind_of(tensors[0]), torch.cat([t.detach() for t in tensors], self.dim))]
 
     def inverse(self, values: Sequence[Any]) -> Action:
-        tensors = [_dense(value) for value in values]
-        sizes = tuple(_length(tensor, self.dim) for tensor in tensors)
-        return SplitTensor(self.dim, len(values), sizes, tuple(map(_kind, tensors)))
+        tensors = [dense(value) for value in values]
+        sizes = tuple(length_of(tensor, self.dim) for tensor in tensors)
+        return SplitTensor(self.dim, len(values), sizes, tuple(map(kind_of, tensors)))
 
     def for_moments(self) -> Action:
         return self
@@ -94,18 +94,18 @@ class CastTensor:
     reads = True
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-        tensor = _dense(values[0])
+        tensor = dense(values[0])
         # Also where it is of this dtype already the result must not be a view of more.
-        return [_of_kind(_kind(tensor), tensor.detach().to(dtype_named(self.dtype), copy=True))]
+        return [of_kind(kind_of(tensor), tensor.detach().to(dtype_named(self.dtype), copy=True))]
 
     def inverse(self, values: Sequence[Any]) -> Action:
-        tensor = _dense(values[0])
+        tensor = dense(values[0])
         if not _holds_all_of(dtype_named(self.dtype), tensor.dtype):
             raise NotInvertible(
-                f"{self.dtype} does not hold all values of {_name(tensor.dtype)}, so the cast "
+                f"{self.dtype} does not hold all values of {name_of(tensor.dtype)}, so the cast "
                 "cannot be undone."
             )
-        return CastTensor(_name(tensor.dtype))
+        return CastTensor(name_of(tensor.dtype))
 
     def for_moments(self) -> Action:
         # Moments have a precision of their own, and torch gives them the parameter's when it loads them.
@@ -167,13 +167,13 @@ class AddBeside:
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
         import torch
 
-        tensor = _dense(values[0])
+        tensor = dense(values[0])
         dtype = tensor.dtype if self.dtype is None else dtype_named(self.dtype)
         if self.value is not None:
             made = torch.full(tuple(tensor.shape), self.value, dtype=dtype, device=tensor.device)
         else:
             made = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-        return [values[0], _of_kind(_kind(tensor), made)]
+        return [values[0], of_kind(kind_of(tensor), made)]
 
     def inverse(self, values: Sequence[Any]) -> Action:
         return _Unmake()
@@ -216,7 +216,7 @@ class _Unmake:
 
 def cast_action(tensor: Any, dtype: str) -> Action:
     """Return the action that gives a tensor a dtype; none if it has it."""
-    return KEEP if _name(tensor.dtype) == dtype else CastTensor(dtype)
+    return KEEP if name_of(tensor.dtype) == dtype else CastTensor(dtype)
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -238,7 +238,7 @@ def nbytes(value: Any) -> int:
     return value.numel() * value.element_size() if is_tensor(value) else 0
 
 
-def _dense(value: Any) -> torch.Tensor:
+def dense(value: Any) -> torch.Tensor:
     import torch
 
     if not is_tensor(value) or value.layout is not torch.strided or value.is_quantized:
@@ -247,7 +247,7 @@ def _dense(value: Any) -> torch.Tensor:
     return tensor
 
 
-def _length(tensor: torch.Tensor, dim: int) -> int:
+def length_of(tensor: torch.Tensor, dim: int) -> int:
     if not -tensor.dim() <= dim < tensor.dim():
         raise OperationError(f"a tensor of shape {tuple(tensor.shape)} has no dimension {dim}.")
     return tensor.shape[dim]
@@ -259,13 +259,13 @@ def _without(tensor: torch.Tensor, dim: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _kind(tensor: torch.Tensor) -> _Kind:
+def kind_of(tensor: torch.Tensor) -> Kind:
     import torch
 
     return isinstance(tensor, torch.nn.Parameter), tensor.requires_grad
 
 
-def _of_kind(kind: _Kind, made: torch.Tensor) -> torch.Tensor:
+def of_kind(kind: Kind, made: torch.Tensor) -> torch.Tensor:
     import torch
 
     is_parameter, requires_grad = kind
@@ -288,5 +288,5 @@ def _holds_all_of(wide: torch.dtype, narrow: torch.dtype) -> bool:
     )
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -106,6 +106,56 @@ class Split(Network):
         return Parts(self.first, weight, bias, list(self.layers), self.head)  # type: ignore[arg-type]
 
 
+class Grouped(Old):
+    """The rows of the projection lie head by head: of each, those of query, key and value."""
+
+    HEADS = 2
+
+    def parts(self) -> Parts:
+        parts = super().parts()
+        return parts._replace(
+            qkv_weight=self._in_blocks(parts.qkv_weight), qkv_bias=self._in_blocks(parts.qkv_bias)
+        )
+
+    def _in_blocks(self, rows: Tensor) -> Tensor:
+        grouped = rows.view(self.HEADS, 3, WIDTH // self.HEADS, *rows.shape[1:])
+        return grouped.transpose(0, 1).reshape(rows.shape)
+
+
+class Stacked(Old):
+    """The layers are one parameter each of weights and biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.stack([layer.weight.detach() for layer in self.layers])
+        bias = torch.stack([layer.bias.detach() for layer in self.layers])
+        del self.layers, self.head
+        self.layers = nn.Module()  # type: ignore[assignment]
+        self.layers.weight = nn.Parameter(weight)
+        self.layers.bias = nn.Parameter(bias)
+        self.head = linear()
+
+    def parts(self) -> Parts:
+        def layer(number: int) -> Callable[[Tensor], Tensor]:
+            weight: Any = self.layers.weight
+            bias: Any = self.layers.bias
+            return lambda x: functional.linear(x, weight[number], bias[number])
+
+        return Parts(self.first, self.qkv.weight, self.qkv.bias, [layer(0), layer(1)], self.head)  # type: ignore[list-item]
+
+
+class Transposed(Old):
+    """The projection's weight lies as that of GPT-2's Conv1D does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv.weight = nn.Parameter(self.qkv.weight.detach().t().contiguous())
+
+    def parts(self) -> Parts:
+        parts = super().parts()
+        return parts._replace(qkv_weight=parts.qkv_weight.t().contiguous())
+
+
 class Swapped(Old):
     """The layers, which are of one shape, are counted from the end."""
 
