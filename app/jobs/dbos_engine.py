@@ -54,6 +54,7 @@ SOLE_EXECUTOR_ID = APPLICATION
 
 QUESTIONS_AT_ONCE = 8
 QUESTION_SECONDS = 15.0
+PAUSE_SECONDS = 1.0
 
 
 class DbosEngine:
@@ -82,7 +83,7 @@ class DbosEngine:
         worker = DbosWorker(
             self._database_url,
             work,
-            self.status,
+            self._status_once_it_can_be_had,
             executor_id=executor_id,
             concurrency=self._concurrency,
             max_tries=self._max_tries,
@@ -120,6 +121,14 @@ class DbosEngine:
 
     async def status(self, job_id: str) -> Job | None:
         return await self._ask(self._status, job_id)
+
+    async def _status_once_it_can_be_had(self, job_id: str) -> Job | None:
+        """Return a job to a worker, which has the time: what it is about to deliver is not given up for an outage."""
+        while True:
+            try:
+                return await self.status(job_id)
+            except ServiceError:
+                await asyncio.sleep(PAUSE_SECONDS)
 
     async def cancel(self, job_id: str) -> None:
         job = await self.status(job_id)
@@ -215,6 +224,9 @@ class DbosEngine:
         rows = self._client.list_workflows(name=JOB, status=ENDED_FROM_OUTSIDE, load_output=False)
         requests = [JobRequest.from_dict(row.input["args"][0]) for row in rows if row.input]
         firsts = [Delivery(each.id, each.callback) for each in requests if each.callback]
+        if not firsts:
+            # To DBOS, a list of none is no restriction.
+            return
         there_are = self._client.list_workflows(
             workflow_ids=[first.id for first in firsts], load_input=False, load_output=False
         )

@@ -501,6 +501,34 @@ def test_delivery_that_waits_is_made_by_the_next_worker(run: Any) -> None:
     run(test)
 
 
+def test_delivery_waits_for_a_database_that_is_away(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.jobs.dbos_engine import DbosEngine
+
+    away = [ServiceError("jobs_unavailable", "It is away.", retryable=True)]
+    status = DbosEngine.status
+
+    async def status_later(engine: Any, job_id: str) -> Job | None:
+        # Of what is asked, the worker's own question is the first.
+        if away and len(work.begun) == 2:
+            raise away.pop()
+        return await status(engine, job_id)
+
+    work = Recorder()
+
+    async def test(working: Any) -> None:
+        async with working(work) as engine:
+            await engine.submit(with_callback("a"))
+            monkeypatch.setattr(DbosEngine, "status", status_later)
+            await until_delivered(engine, "a")
+
+        assert not away
+        assert work.delivered == ["a.0.0 succeeded"]
+
+    run(test)
+
+
 def test_same_delivery_is_made_once(run: Any) -> None:
     async def test(working: Any) -> None:
         work = Recorder()
