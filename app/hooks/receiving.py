@@ -11,6 +11,7 @@ from fastapi import Request
 
 from app.errors import ServiceError
 from app.hooks.signatures import Scheme, verify
+from app.small_bodies import read_small_body
 
 # Those of all senders are below 20 kB.
 MAX_DELIVERY_BYTES = 256 * 2**10
@@ -31,7 +32,7 @@ async def receive(
     if not secrets:
         # A hook that believes everybody does not exist.
         raise ServiceError("not_found", f"There is nothing at {request.url.path}.")
-    body = await _read(request)
+    body = await read_small_body(request, max_bytes=MAX_DELIVERY_BYTES, what="A delivery")
     delivery_id = verify(scheme, secrets, request.headers, body, now=time.time())
     try:
         said = json.loads(body)
@@ -40,16 +41,6 @@ async def receive(
     if not isinstance(said, dict):
         raise ServiceError("malformed_delivery", "The delivery is no JSON object.")
     return delivery_id, said
-
-
-async def _read(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_DELIVERY_BYTES:
-            message = f"A delivery has at most {MAX_DELIVERY_BYTES} bytes."
-            raise ServiceError("too_large", message)
-    return body
 
 
 def come_again_soon(error: ServiceError) -> ServiceError:

@@ -14,6 +14,7 @@ from app.jobs.job import Job, JobRequest
 from app.jobs.office import JobOffice
 from app.parameters import MAX_VALUE_CHARACTERS, RunParameters, check_query
 from app.sets import MigrationSets
+from app.small_bodies import read_small_body
 from app.storage.locations import MAX_CHARACTERS
 from migrate_ckpt import Format, Policy
 
@@ -66,7 +67,10 @@ async def take_order(request: Request) -> Job:
     sets: MigrationSets = request.app.state.sets
     check_query(request.query_params.multi_items(), ())
     job_id = new_job_id(request)
-    order = _read(await _body(request))
+    body = await read_small_body(
+        request, max_bytes=MAX_ORDER_BYTES, what="An order for a job, as JSON,"
+    )
+    order = _read(body)
     return await office.accept(checked_request(job_id, order, office, sets))
 
 
@@ -106,16 +110,6 @@ def read_order(members: Mapping[str, Any]) -> JobOrder:
         return JobOrder.model_validate(members, strict=True)
     except ValidationError as error:
         raise _invalid(error) from error
-
-
-async def _body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_ORDER_BYTES:
-            message = f"An order for a job has at most {MAX_ORDER_BYTES} bytes of JSON."
-            raise ServiceError("too_large", message)
-    return body
 
 
 def _read(body: bytes) -> JobOrder:
