@@ -85,10 +85,15 @@ def repr_digest(algorithm: str, blocks: Iterable[bytes]) -> str:
 
 async def repr_digest_of(algorithm: str, blocks: AsyncIterator[bytes]) -> str:
     """Return the same for blocks that are still to come."""
+    return http_sf.ser({algorithm: await digest_of(algorithm, blocks)})
+
+
+async def digest_of(algorithm: str, blocks: AsyncIterator[bytes]) -> bytes:
+    """Return the digest of blocks that are still to come, made by a thread."""
     digest = hashlib.new(_ALGORITHMS[algorithm])
     async for block in blocks:
         await asyncio.to_thread(digest.update, block)
-    return http_sf.ser({algorithm: digest.digest()})
+    return digest.digest()
 
 
 def _read_field(field: str, text: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ it comes to is written down in the registry, as tags of the version.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,12 +15,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from app.digests import digest_of
 from app.errors import ServiceError
 from app.jobs.delivery import Attempt, Delivery
 from app.jobs.engine import Find, Say, Step
 from app.jobs.job import JobRequest, Progress
 from app.jobs.model_tags import JOB, MIGRATED_FROM, MIGRATED_TO, REASON, STATUS
-from app.jobs.results import KeptResult
 from app.jobs.work import MigrationWork
 from app.registry.artifacts import MODEL_FILE, Artifact, Artifacts, open_artifacts
 from app.registry.mlflow import MlflowClient
@@ -156,7 +155,9 @@ class ModelWork:
         return {
             "digest": fetched["digest"],
             "fingerprint": facts["report"]["fingerprint"],
-            "result_digest": None if kept is None else await _sha256(kept),
+            "result_digest": None
+            if kept is None
+            else (await digest_of("sha-256", kept.blocks())).hex(),
             "result_size": None if kept is None else kept.size,
             **facts,
         }
@@ -276,10 +277,3 @@ class ModelWork:
 
 def _version_of(request: JobRequest) -> ModelVersion:
     return ModelVersion(*parse_version(request.source or ""))
-
-
-async def _sha256(kept: KeptResult) -> str:
-    digest = hashlib.sha256()
-    async for block in kept.blocks():
-        digest.update(block)
-    return digest.hexdigest()
