@@ -10,7 +10,6 @@ never used again, so nobody removes what another one has just written.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import tempfile
 import time
@@ -23,14 +22,13 @@ from typing import Any
 
 from fastapi import Response
 
-from app.copying import FULL, Tell
-from app.errors import ServiceError
+from app.copying import Tell
 from app.jobs.results import KeptResult, expired, refuse_too_large
 from app.ranged_stream import RangedStream
 from app.responses import Extent
-from app.storage.blocks import blocks_of
+from app.storage.blocks import blocks_of, write_block
 from app.storage.shared_bucket import SharedBucket, Stored
-from app.threads import Check, until_abandoned
+from app.threads import until_abandoned
 
 FOLDER = "results/"
 CHECKPOINT_NAME = "checkpoint"
@@ -63,14 +61,8 @@ class BucketResult(KeptResult):
     async def open(self, stack: ExitStack) -> Extent:
         file = tempfile.TemporaryFile(dir=self.scratch_root, buffering=0)  # noqa: SIM115
         stack.callback(file.close)
-        try:
-            async for block in self.blocks():
-                await until_abandoned(partial(_write, file.fileno(), block))
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            message = "There is no room for the result on the service's scratch disk."
-            raise ServiceError("no_space", message, retryable=True) from error
+        async for block in self.blocks():
+            await until_abandoned(partial(write_block, file.fileno(), block))
         return Extent(file.fileno(), 0, self.size)
 
     def answer(self, headers: Mapping[str, str], media_type: str) -> Response:
@@ -195,10 +187,3 @@ def _by_id(objects: Iterable[Stored]) -> Mapping[str, _Folder]:
         path, _, name = stored.key.rpartition("/")
         folders.setdefault(path, _Folder(f"{path}/")).add(name, stored)
     return folders
-
-
-def _write(descriptor: int, block: bytes, check: Check) -> None:
-    left = memoryview(block)
-    while left:
-        check()
-        left = left[os.write(descriptor, left) :]

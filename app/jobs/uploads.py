@@ -104,6 +104,7 @@ class BucketUploads:
         except FileNotFoundError as error:
             raise _lost("is not in the bucket any more") from error
         if fetched.digest != request.digest:
+            await asyncio.to_thread(target.unlink)
             raise _lost("in the bucket is not the one that was sent")
 
     async def remove(self, job_id: str) -> None:

@@ -27,26 +27,39 @@ class Fetched:
 async def write_blocks(
     blocks: AsyncIterator[bytes], target: Path, *, max_bytes: int, tell: Tell
 ) -> Fetched:
-    """Write what comes to a new file, and have the disk keep it.
+    """Write what comes to a new file, which is there when it is whole, and have the disk keep it.
 
     Raises:
         ServiceError: it is larger than it may be, or the disk is full.
     """
     digest = hashlib.sha256()
     size = 0
-    with target.open("wb", buffering=0) as file:
+    partial_file = target.with_name(f".{target.name}.part")
+    with partial_file.open("wb", buffering=0) as file:
         async for block in blocks:
             size += len(block)
             if size > max_bytes:
                 raise too_large(max_bytes)
-            await until_abandoned(partial(_write, file.fileno(), block, digest.update))
+            await until_abandoned(partial(_digest_and_write, file.fileno(), block, digest.update))
             tell(size)
         await until_abandoned(lambda _: os.fsync(file.fileno()))
+    partial_file.rename(target)
     return Fetched(size, digest.hexdigest())
 
 
-def _write(descriptor: int, block: bytes, digest: Callable[[bytes], None], check: Check) -> None:
+def _digest_and_write(
+    descriptor: int, block: bytes, digest: Callable[[bytes], None], check: Check
+) -> None:
     digest(block)
+    write_block(descriptor, block, check)
+
+
+def write_block(descriptor: int, block: bytes, check: Check) -> None:
+    """Write bytes to an open file; `check` may end it.
+
+    Raises:
+        ServiceError: the disk is full.
+    """
     left = memoryview(block)
     try:
         while left:
