@@ -119,7 +119,7 @@ class BucketArtifacts:
     ) -> None:
         async for attempt in attempts():
             with attempt:
-                await buckets.put_object(self._at(path), new_blocks(), size, "")
+                await buckets.put_object(self._at(path), new_blocks(), size)
 
     def _at(self, path: str) -> Location:
         key = _join(self._root.path.rstrip("/"), path)

@@ -107,19 +107,22 @@ async def list_objects(location: Location, prefix: str) -> AsyncIterator[tuple[s
 
 
 async def put_object(
-    location: Location, blocks: AsyncIterator[bytes], size: int, fingerprint: str
+    location: Location, blocks: AsyncIterator[bytes], size: int, fingerprint: str | None = None
 ) -> None:
     """Write an object, in parts; it is there when all of it is.
 
     Raises:
         ServiceError: it cannot be written.
     """
+    attributes: Any = {"Content-Type": "application/octet-stream"}
+    if fingerprint is not None:
+        attributes[FINGERPRINT] = fingerprint
     with _translated(location, "destination"):
         await obstore.put_async(
             store_of(location.scheme, location.authority),
             location.path,
             blocks,
-            attributes={FINGERPRINT: fingerprint, "Content-Type": "application/octet-stream"},
+            attributes=attributes,
             **in_parts(size),
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import signal
 import textwrap
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,33 @@ def test_job_that_is_killed_in_the_middle_writes_its_result_once(
     assert_migrated(bucket, "out/e.ckpt", weights)
     names = [each["path"] for batch in obstore.list(bucket.store(), "out/") for each in batch]
     assert names.count("out/e.ckpt") == 1
+
+
+def test_artifacts_of_a_registry_are_written_and_read_in_a_bucket(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.registry.artifacts import Artifact, BucketArtifacts
+    from app.storage.buckets import store_of
+    from app.storage.locations import Location
+
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    # One that knows this server's address.
+    store_of.cache_clear()
+    artifacts = BucketArtifacts(Location("s3", bucket.name, "runs/1/artifacts"))
+
+    async def blocks() -> AsyncIterator[bytes]:
+        yield b"ab"
+        yield b"c"
+
+    async def work() -> tuple[list[Artifact], bytes]:
+        await artifacts.write("model/new.ckpt", blocks, 3)
+        await artifacts.write("model/sub/x", blocks, 3)
+        read = b"".join([block async for block in artifacts.read("model/new.ckpt")])
+        return await artifacts.list(), read
+
+    listed, read = asyncio.run(work())
+    store_of.cache_clear()
+
+    assert listed == [Artifact("model/new.ckpt", 3), Artifact("model/sub/x", 3)]
+    assert read == b"abc"
