@@ -197,6 +197,7 @@ def test_any_process_answers_for_any_job(cluster: Cluster) -> None:
 
     # The same again is answered from the kept result, whoever is asked.
     again = wait_for(here, submit(there, checkpoint(7.0)))
+    assert len(cluster.keys("results/")) == 2  # One checkpoint, and what is said of it.
     assert again["result"]["fingerprint"] == document(here, path)["result"]["fingerprint"]
     assert {job["id"] for job in document(here, "/jobs")["jobs"]} == {
         job["id"] for job in document(there, "/jobs")["jobs"]
