@@ -83,6 +83,10 @@ def check_settings(settings: Settings, role: Role) -> None:
             f"{PREFIX}RESULTS_URL. Without them, the jobs of {PREFIX}DATA_FOLDER are carried out by "
             "python -m app serve itself."
         )
+    if settings.mlflow_secrets and settings.mlflow_url is None:
+        raise SettingsError(
+            f"{PREFIX}MLFLOW_SECRET needs {PREFIX}MLFLOW_URL beside it: the server that signs with it."
+        )
     hooks = [
         name
         for name in ("mlflow_url", "hook_secret", "hook_secret_file")
