@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.errors import ServiceError
+from app.hooks.receiving import Ignored
 from app.jobs.model_tags import MIGRATED_FROM
 from app.registry.versions import ModelVersion
 
 # What `MlflowClient.test_webhook` sends: nothing in it is there, and nothing says so.
 TEST_NAME = "example_model"
 TEST_SOURCES = ("models:/123", "runs:/abcd1234abcd5678/model")
-
-
-class Ignored(Exception):
-    """A delivery that asks for nothing; says why."""
 
 
 def read_event(said: Mapping[str, Any]) -> ModelVersion:

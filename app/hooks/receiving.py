@@ -19,6 +19,10 @@ MAX_DELIVERY_BYTES = 256 * 2**10
 MAX_RETRY_AFTER_SECONDS = 60
 
 
+class Ignored(Exception):
+    """A delivery that asks for nothing; says why."""
+
+
 async def receive(
     request: Request, scheme: Scheme, secrets: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from app.hooks.mlflow import sample
+from app.hooks import mlflow, standard
 from app.hooks.signatures import MLFLOW, STANDARD, Scheme
 from app.jobs.model_tags import STATUS
 from app.registry.mlflow import MlflowClient
@@ -27,15 +27,13 @@ def send_sample(settings: Settings, kind: str, url: str) -> tuple[bool, str]:
         SettingsError: there is no secret to sign it with.
     """
     if kind == "mlflow":
-        return _send(
-            MLFLOW,
-            _first(settings.mlflow_secrets, "MLFLOW_SECRET"),
-            f"{url}/hooks/mlflow",
-            sample(),
-        )
-    said = {"type": "hook.test", "data": {"source": "file:///nothing/is/here"}}
-    secret = _first(settings.hook_secrets, "HOOK_SECRET")
-    return _send(STANDARD, secret, f"{url}/hooks/standard", said)
+        scheme, said = MLFLOW, mlflow.sample()
+        secret = _first(settings.mlflow_secrets, "MLFLOW_SECRET")
+    else:
+        scheme, said = STANDARD, standard.sample()
+        secret = _first(settings.hook_secrets, "HOOK_SECRET")
+    is_taken, answer, _ = _send(scheme, secret, f"{url}/hooks/{kind}", said)
+    return is_taken, answer
 
 
 async def send_unseen(
@@ -54,22 +52,25 @@ async def send_unseen(
     found = []
     try:
         async for version, _ in unseen(client, settings, with_failed=with_failed):
-            said = sample(version.name)
+            said = mlflow.sample(version.name)
             said["data"] |= {"version": version.version, "source": str(version), "tags": {}}
             if STATUS in version.tags:
                 said["again"] = str(uuid.uuid4())
-            is_taken, answer = _send(MLFLOW, secret, f"{url}/hooks/mlflow", said)
-            if any(f'"status":"{status}"' in answer.replace(" ", "") for status in UNSUCCESSFUL):
+            is_taken, answer, status = _send(MLFLOW, secret, f"{url}/hooks/mlflow", said)
+            if status in UNSUCCESSFUL:
                 # A job of it has failed, and could not even say so in the registry.
                 said["again"] = str(uuid.uuid4())
-                is_taken, answer = _send(MLFLOW, secret, f"{url}/hooks/mlflow", said)
+                is_taken, answer, _ = _send(MLFLOW, secret, f"{url}/hooks/mlflow", said)
             found.append((str(version), is_taken, answer))
     finally:
         await client.close()
     return found
 
 
-def _send(scheme: Scheme, secret: str, url: str, said: Mapping[str, Any]) -> tuple[bool, str]:
+def _send(
+    scheme: Scheme, secret: str, url: str, said: Mapping[str, Any]
+) -> tuple[bool, str, str | None]:
+    """Send a delivery; return whether it was taken, the answer, and the status of the job that it is."""
     body = json.dumps(said).encode()
     delivery_id, now = str(uuid.uuid4()), str(int(time.time()))
     assert scheme.id_header is not None
@@ -83,8 +84,9 @@ def _send(scheme: Scheme, secret: str, url: str, said: Mapping[str, Any]) -> tup
     try:
         answer = httpx.post(url, content=body, headers=headers, timeout=SECONDS)
     except httpx.HTTPError as error:
-        return False, f"{url} cannot be reached: {error}"
-    return answer.is_success, f"{answer.status_code} {answer.text}"
+        return False, f"{url} cannot be reached: {error}", None
+    status = answer.json()["status"] if answer.is_success else None
+    return answer.is_success, f"{answer.status_code} {answer.text}", status
 
 
 def _first(secrets: tuple[str, ...], name: str) -> str:

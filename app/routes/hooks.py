@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 from app.ascii_json import AsciiJSONResponse
 from app.documents import HookAnswer
 from app.errors import ServiceError
-from app.hooks.mlflow import Ignored, read_event
-from app.hooks.receiving import come_again_soon, receive
+from app.hooks.mlflow import read_event
+from app.hooks.receiving import Ignored, come_again_soon, receive
 from app.hooks.signatures import MLFLOW, STANDARD, Scheme
 from app.hooks.standard import job_id_of, read_delivery
 from app.jobs.intake import find_office
@@ -84,7 +84,10 @@ async def standard(request: Request) -> Response:
     settings: Settings = request.app.state.settings
     delivery_id, said = await receive(request, STANDARD, settings.hook_secrets)
     job_id = job_id_of(delivery_id)
-    order = read_delivery(said)
+    try:
+        order = read_delivery(said)
+    except Ignored as reason:
+        return _ignored(str(reason))
     asked = checked_request(job_id, order, find_office(request), request.app.state.sets)
     return await _accept(request, asked)
 

@@ -14,6 +14,7 @@ import torch
 from fastapi import FastAPI
 
 from app.errors import ServiceError
+from app.hooks import standard
 from app.hooks.mlflow import sample
 from app.hooks.signatures import MLFLOW, STANDARD, Scheme
 from app.main import create_app
@@ -151,6 +152,13 @@ def test_what_asks_for_nothing_is_taken_and_ignored(
     assert answer.json()["job"] is None
 
 
+def test_sample_of_ours_is_taken_and_ignored(client: Client) -> None:
+    answer = send(client, STANDARD, standard.sample())
+
+    assert (answer.status_code, answer.json()["job"]) == (200, None)
+    assert "It is a test" in answer.json()["ignored"]
+
+
 @pytest.mark.parametrize("data", [None, [], {}, {"name": "a"}, {"name": "", "version": "1"}])
 def test_version_without_a_name_is_refused(client: Client, data: Any) -> None:
     answer = send(client, MLFLOW, created("x") | {"data": data})
@@ -256,6 +264,13 @@ def test_hook_without_a_secret_does_not_exist(
 
     answer = asyncio.run(ask())
     assert (answer.status_code, answer.json()["error_type"]) == (404, "not_found")
+
+
+def test_secret_without_a_server_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    given = settings | {"data_folder": tmp_path, "mlflow_secret": "s"}
+
+    with pytest.raises(SettingsError, match="MLFLOW_SECRET needs MIGRATE_CKPT_MLFLOW_URL"):
+        create_app(Settings(**given))
 
 
 def test_hooks_need_jobs(settings: dict[str, Any]) -> None:
