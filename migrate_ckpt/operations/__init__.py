@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from migrate_ckpt.operations.transforming import scale as scale
     from migrate_ckpt.operations.transforming import transpose as transpose
     from migrate_ckpt.operations.transforming import trim_rows as trim_rows
+    from migrate_ckpt.operations.tying import tie as tie
+    from migrate_ckpt.operations.tying import untie as untie
     from migrate_ckpt.operations.values import drop_value as drop_value
     from migrate_ckpt.operations.values import move as move
     from migrate_ckpt.operations.values import rename_value as rename_value
@@ -78,6 +80,7 @@ _MODULES = {
         "transpose",
         "trim_rows",
     ),
+    "tying": ("tie", "untie"),
     "values": (
         "drop_value",
         "move",

@@ -32,9 +32,11 @@ from migrate_ckpt.operations import (
     split_qkv,
     stack,
     strip_prefix,
+    tie,
     transpose,
     trim_rows,
     unstack,
+    untie,
 )
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
@@ -78,6 +80,9 @@ OPERATIONS: list[Operation] = [
     stack("layers.{i}.attn.{part}.weight", "attn.{i}", over="part", dim=-1, missing="skip"),
     unstack("layers.{i}.norm.{name}", "rows.{i}.{row}.{name}", over="row", missing="skip"),
     unstack("head.{name}", "columns.{name}.{column}", over="column", dim=1, missing="skip"),
+    tie("head.tied", "head.weight", missing="skip"),
+    tie("layers.{i}.norm.bias", "layers.{i}.norm.weight", missing="skip"),
+    untie("layers.{i}.norm.{name}", "pos", missing="skip"),
 ]
 
 # Those in one tuple are there together: a group of which a part is missing is refused.

@@ -184,6 +184,22 @@ class FromOne(Old):
         )
 
 
+class Reusing(Old):
+    """The last layer has a bias only, and uses the weight of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        bias = self.head.bias
+        self.head = nn.Module()  # type: ignore[assignment]
+        self.head.bias = bias
+
+    def parts(self) -> Parts:
+        def head(x: Tensor) -> Tensor:
+            return functional.linear(x, self.first.weight, self.head.bias)
+
+        return Parts(self.first, self.qkv.weight, self.qkv.bias, list(self.layers), head)  # type: ignore[arg-type]
+
+
 def tied(network: type[Network]) -> Callable[[], Network]:
     """Let the last layer have the weight of the first."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from migrate_ckpt.errors import NotInvertible, OptimizerNotFollowed
-from migrate_ckpt.operations import add, cast, concat, drop, follow, rename, set_value, split
+from migrate_ckpt.operations import add, cast, concat, drop, follow, rename, set_value, split, untie
 from migrate_ckpt.operations.moves import Move
 from migrate_ckpt.operations.state_dict_operation import Undo
 from migrate_ckpt.optimizers.rules import OptimizerRules
@@ -326,3 +326,21 @@ def test_copies_of_full_precision_by_position_are_refused_where_positions_change
 
     with pytest.raises(OptimizerNotFollowed, match="copies of the parameters by position"):
         migrate(ckpt, [split("c.w", ["c.x.w", "c.y.w"])])
+
+
+class TestUntying:
+    def ckpt(self) -> dict[str, Any]:
+        ckpt = marked(["a.w", "b.w"])
+        ckpt["state_dict"]["c.w"] = ckpt["state_dict"]["b.w"]
+        return ckpt
+
+    def test_one_state_for_two_parameters_is_refused(self) -> None:
+        reason = refused(self.ckpt(), [untie("c.w")])
+
+        assert "state of 'b.w', 'c.w' cannot be made" in reason
+
+    def test_both_start_afresh_where_the_author_says_so(self) -> None:
+        ckpt = migrate(self.ckpt(), [untie("c.w")], follow(uncarried="drop"))
+
+        assert ckpt["optimizer"]["param_groups"][0]["params"] == [0, 1, 2]
+        assert moments(ckpt) == [0.0, None, None]

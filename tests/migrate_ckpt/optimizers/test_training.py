@@ -29,6 +29,7 @@ from migrate_ckpt.operations import (
     split,
     split_qkv,
     stack,
+    tie,
     transpose,
     unstack,
 )
@@ -47,6 +48,7 @@ from .networks import (
     Network,
     Old,
     Renamed,
+    Reusing,
     Split,
     Stacked,
     Swapped,
@@ -127,6 +129,12 @@ CASES: dict[str, Case] = {
     "tied weights": (tied(Old), tied(Renamed), RENAME, follow()),
     "tied weights, the other one first": (tied(Old), tied(HeadFirst), TO_HEAD_FIRST, HEAD_FIRST),
     "tied weights beside a split": (tied(Old), tied(Split), SPLIT, follow()),
+    "a weight that is tied now": (
+        Reusing,
+        tied(Old),
+        [tie("head.weight", "first.weight")],
+        follow(),
+    ),
     "a frozen layer": (frozen(Old), frozen(Split), SPLIT, follow()),
     "a frozen layer in another order": (frozen(Old), frozen(HeadFirst), TO_HEAD_FIRST, HEAD_FIRST),
 }
