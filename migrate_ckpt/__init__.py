@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import SectionNotFound as SectionNotFound
     from migrate_ckpt.errors import TargetExists as TargetExists
     from migrate_ckpt.errors import TooLarge as TooLarge
+    from migrate_ckpt.errors import UndoRefused as UndoRefused
     from migrate_ckpt.errors import UnknownMigration as UnknownMigration
     from migrate_ckpt.errors import UnknownSet as UnknownSet
     from migrate_ckpt.errors import UnreadableCheckpoint as UnreadableCheckpoint
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.files import migrate_file as migrate_file
     from migrate_ckpt.files import plan_file as plan_file
     from migrate_ckpt.files import read_checkpoint as read_checkpoint
+    from migrate_ckpt.files import revert_file as revert_file
     from migrate_ckpt.files import run_file as run_file
     from migrate_ckpt.files import write_checkpoint as write_checkpoint
     from migrate_ckpt.folder import MigrationFile as MigrationFile
@@ -110,6 +112,7 @@ _MODULES = {
         "SectionNotFound",
         "TargetExists",
         "TooLarge",
+        "UndoRefused",
         "UnknownMigration",
         "UnknownSet",
         "UnreadableCheckpoint",
@@ -122,6 +125,7 @@ _MODULES = {
         "migrate_file",
         "plan_file",
         "read_checkpoint",
+        "revert_file",
         "run_file",
         "write_checkpoint",
     ),

@@ -7,6 +7,7 @@ MigrateCkptError
 │   └── RefusedGlobals              it names what is not on the list of what is allowed
 ├── UnwritableCheckpoint            the migrated value cannot be written
 ├── TargetExists                    the file to write is there already
+├── UndoRefused                     the undo bundle is not of this file, or damaged
 ├── FolderError                     the folder of migrations cannot be used
 │   ├── InvalidMigrationFile        one of its files cannot
 │   ├── InvalidManifest             its manifest cannot be read
@@ -130,6 +131,16 @@ class TargetExists(MigrateCkptError):
     """Another file is in the target's place."""
 
     error_type = "target_exists"
+
+    def __init__(self, message: str, *, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class UndoRefused(MigrateCkptError):
+    """An undo bundle cannot put a file back: it is of another file, or is none."""
+
+    error_type = "undo_refused"
 
     def __init__(self, message: str, *, path: Path) -> None:
         super().__init__(message)

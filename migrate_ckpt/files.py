@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migrate_ckpt.changes import MAX_CHANGES
-from migrate_ckpt.errors import HistoryError, TargetExists, UnreadableCheckpoint
+from migrate_ckpt.errors import HistoryError, TargetExists, UndoRefused, UnreadableCheckpoint
 from migrate_ckpt.file_run import (
     Run,
     RunKeywords,
@@ -37,6 +37,7 @@ from migrate_ckpt.preview import preview_plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
 from migrate_ckpt.stamping import stamp
+from migrate_ckpt.undo_bundle import UndoBundle, bundle_path, write_bundle
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -146,25 +147,73 @@ def migrate_file(
     folder: str | os.PathLike[str] | MigrationSet,
     set_name: str = DEFAULT_SET,
     force: bool = False,
+    keep_undo: bool = False,
     on_step: OnStep | None = None,
     **options: Unpack[RunKeywords],
 ) -> Report:
     """Migrate a file with a folder of migrations. Source and target may be the same path.
 
-    Where nothing is pending the target is a copy of the source, and the source itself is not written again.
+    Where nothing is pending the target is a copy of the source, and the source itself is not written again. With
+    `keep_undo`, what `revert_file` needs is written beside the target before the target is, as `NAME.undo`.
 
     Raises:
-        TargetExists: Another file is in the target's place, and `force` is not set.
+        TargetExists: Another file is in the place of the target or of its undo bundle, and `force` is not set.
         FolderError: The folder of migrations cannot be used.
         And what `run_file` raises. Then there is no target, and the source is as it was.
     """
     path = _check_target(source, target, force=force)
+    bundle = bundle_path(path)
+    if keep_undo and not force:
+        _refuse_other_bundle(bundle, source)
     migrations = as_set(folder, set_name)
     # While one thread compares checksums, this one writes the target.
     with _start(source, migrations, on_step, options, threads=1) as run:
+
+        def before_rename() -> None:
+            run.verify()
+            if keep_undo and run.report.target != run.report.source:
+                write_bundle(bundle, run.pieces, run.source, run.report.ran)
+
         if run.report.target != run.report.source or not _is_same_file(source, path):
-            replace_file(path, run.pieces, run.source, before_rename=run.verify)
+            replace_file(path, run.pieces, run.source, before_rename=before_rename)
         return run.verify()
+
+
+def revert_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    undo: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> tuple[str, ...]:
+    """Put back the file that a run with `keep_undo` migrated, byte for byte; gives the migrations that it takes back.
+
+    Source and target may be the same path. Then the bundle, which is of no use any more, is removed.
+
+    Args:
+        source: The migrated file.
+        target: The file to write.
+        undo: The undo bundle; None is the one beside the source, `NAME.undo`.
+        force: Whether another file in the target's place is replaced.
+
+    Raises:
+        TargetExists: Another file is in the target's place, and `force` is not set.
+        UndoRefused: There is no bundle, or it is not of this file. Nothing is written then.
+        OSError: A file cannot be read or written.
+    """
+    path = _check_target(source, target, force=force)
+    bundle = bundle_path(source) if undo is None else Path(undo)
+    if not bundle.exists():
+        raise UndoRefused(
+            f"There is no {bundle}. Only a run that was told to keep one (`run --keep-undo`) can be reverted.",
+            path=bundle,
+        )
+    with FileSource(source) as migrated, UndoBundle(bundle) as opened:
+        is_in_place = _is_same_file(source, path)
+        opened.restore(migrated, path)
+        if is_in_place:
+            bundle.unlink(missing_ok=True)
+        return opened.ran
 
 
 def stamp_file(
@@ -228,6 +277,22 @@ def _check_target(
             f"{path} exists already. Choose another target, or replace it with force.", path=path
         )
     return path
+
+
+def _refuse_other_bundle(bundle: Path, source: str | os.PathLike[str]) -> None:
+    """Refuse to replace a bundle, unless a run of the same source that was ended before its target was left it."""
+    if not bundle.exists():
+        return
+    try:
+        with UndoBundle(bundle) as opened, FileSource(source) as original:
+            is_of_source = opened.is_of(original)
+    except UndoRefused:
+        is_of_source = False
+    if not is_of_source:
+        raise TargetExists(
+            f"{bundle} exists already, and puts another file back. Keep it elsewhere, or replace it with force.",
+            path=bundle,
+        )
 
 
 def _is_same_file(source: str | os.PathLike[str], path: Path) -> bool:

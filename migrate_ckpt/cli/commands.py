@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate_ckpt.cli.batch import Outcome, act_on_each
-from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, MIGRATION_FAILED
+from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, MIGRATION_FAILED, refuse_usage
 from migrate_ckpt.cli.output import (
     Line,
     describe_inspection,
@@ -19,7 +19,14 @@ from migrate_ckpt.cli.plan_output import describe_plan
 from migrate_ckpt.cli.progress import Progress
 from migrate_ckpt.cli.sources import SourceFile, find_sources
 from migrate_ckpt.cli.targets import find_targets, made_folder
-from migrate_ckpt.files import inspect_file, is_migrated, migrate_file, plan_file, stamp_file
+from migrate_ckpt.files import (
+    inspect_file,
+    is_migrated,
+    migrate_file,
+    plan_file,
+    revert_file,
+    stamp_file,
+)
 from migrate_ckpt.folder import read_set
 from migrate_ckpt.formats.allowed_globals import read_allowed_globals
 
@@ -44,6 +51,7 @@ def run(options: Namespace) -> int:
                 target,
                 folder=migrations,
                 force=options.force,
+                keep_undo=options.keep_undo,
                 on_step=progress.on_step,
                 **choices,
             )
@@ -53,6 +61,22 @@ def run(options: Namespace) -> int:
         return Outcome(status, [Line(text)], data)
 
     return act_on_each(options, sources, migrate)
+
+
+def revert(options: Namespace) -> int:
+    sources = find_sources(options.sources, left_out=options.output_dir)
+    targets = find_targets(options, sources)
+    if options.undo is not None and len(sources) > 1:
+        refuse_usage("--undo names the bundle of one file: for several, each has its own beside it")
+
+    def revert_one(source: SourceFile, progress: Progress) -> Outcome:
+        target = targets[source.path]
+        with made_folder(target.parent):
+            ran = revert_file(source.path, target, undo=options.undo, force=options.force)
+        text = f"{shown(target)} is as it was before {', '.join(ran)}"
+        return Outcome("reverted", [Line(text)], {"target": str(target), "reverted": list(ran)})
+
+    return act_on_each(options, sources, revert_one)
 
 
 def plan(options: Namespace) -> int:

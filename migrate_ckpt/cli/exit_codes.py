@@ -11,6 +11,7 @@ from migrate_ckpt.errors import (
     ManifestNotMet,
     MigrationFailed,
     TargetExists,
+    UndoRefused,
     UnknownMigration,
     UnreadableCheckpoint,
     UnwritableCheckpoint,
@@ -36,6 +37,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (FolderError, USAGE),
     (UnknownMigration, USAGE),
     (TargetExists, USAGE),
+    (UndoRefused, HISTORY_REFUSED),
     (OSError, USAGE),
 )
 

@@ -20,7 +20,7 @@ _EPILOG = """exit codes:
   1    the answer is no: migrations are pending, or there are findings or differences
   2    wrong usage, folder or path
   3    a checkpoint cannot be read
-  4    a checkpoint's history was refused
+  4    a checkpoint's history, or an undo bundle, was refused
   5    a migration failed
   130  interrupted
 
@@ -39,6 +39,14 @@ examples:
   migrate-ckpt run 'runs/**/*.ckpt' --output-dir migrated --report report.json
 
 The same command again goes on where it was interrupted: in --output-dir, what is migrated already is skipped.
+"""
+
+_REVERT_EXAMPLES = """examples:
+  migrate-ckpt run model.ckpt --in-place --keep-undo   model.ckpt.undo has what the new file lacks
+  migrate-ckpt revert model.ckpt --in-place            and removes it again
+  migrate-ckpt revert new.ckpt -o old.ckpt
+
+Whatever the migrations did is taken back. A file that was changed since is refused.
 """
 
 _PLAN_EXAMPLES = """examples:
@@ -120,8 +128,21 @@ def _add_run(words: Any) -> None:
     _add_targets(run)
     _add_choices(run)
     run.add_argument(
+        "--keep-undo",
+        action="store_true",
+        help="write beside each target, as NAME.undo, what revert needs",
+    )
+    run.add_argument(
         "--format", choices=get_args(Format), help="write another format than the one that came in"
     )
+
+
+def _add_revert(words: Any) -> None:
+    text = "put back what run --keep-undo has migrated, byte for byte"
+    revert = _add(words, "revert", commands.revert, text, _REVERT_EXAMPLES)
+    _add_sources(revert)
+    _add_targets(revert)
+    revert.add_argument("--undo", type=Path, metavar="FILE", help="(default: SOURCE.undo)")
 
 
 def _add_plan(words: Any) -> None:
@@ -304,6 +325,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 _WORDS = (
     _add_run,
+    _add_revert,
     _add_plan,
     _add_inspect,
     _add_stamp,

@@ -92,15 +92,20 @@ def write_pieces(pieces: Pieces, source: FileSource | None, descriptor: int) -> 
     for piece in pieces:
         if isinstance(piece, Range):
             assert source is not None, "a range needs the source it is a range of"
-            _copy_range(source.fileno(), piece, descriptor)
+            copy_range(source, piece, descriptor)
         else:
             _write_all(descriptor, piece)
 
 
-def _copy_range(source: int, piece: Range, target: int) -> None:
+def copy_range(source: FileSource, piece: Range, descriptor: int) -> None:
+    """Write a range of a source to an open file, by the kernel where it can.
+
+    Raises:
+        OSError: The disk is full, or the source cannot be read or is shorter.
+    """
     offset, left = piece.offset, piece.count
     while left:
-        count = _copy_some(source, target, min(left, 1 << 30), offset)
+        count = _copy_some(source.fileno(), descriptor, min(left, 1 << 30), offset)
         if not count:
             raise OSError(f"the source ended {left} bytes early")
         offset, left = offset + count, left - count
@@ -139,13 +144,27 @@ def replace_file(
     Raises:
         OSError: It cannot be written; then nothing is left behind.
     """
+
+    def write(descriptor: int) -> None:
+        write_pieces(pieces, source, descriptor)
+
+    replace_file_by(target, write, before_rename=before_rename)
+
+
+def replace_file_by(
+    target: Path,
+    write: Callable[[int], None],
+    *,
+    before_rename: Callable[[], object] | None = None,
+) -> None:
+    """Do the same with whatever writes to an open file."""
     target = Path(os.path.realpath(target))
     beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
     mode = target.stat().st_mode & 0o7777 if target.exists() else None
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
-            write_pieces(pieces, source, descriptor)
+            write(descriptor)
             if mode is not None:
                 os.fchmod(descriptor, mode)
             os.fsync(descriptor)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,9 @@ def test_one_bad_file_does_not_stop_the_others(old):
         (["run", "taken", "-o", "new.ckpt"], 3),
         (["inspect", "taken"], 3),
         (["run", "foreign.ckpt", "-o", "new.ckpt"], 4),
+        (["revert", "old.ckpt", "-o", "new.ckpt"], 4),
+        (["revert", "old.ckpt", "-o", "new.ckpt", "--undo", "taken"], 4),
+        (["revert", "old.ckpt", "taken", "--output-dir", "x", "--undo", "taken"], 2),
         (["run", "old.ckpt", "-o", "new.ckpt", "--folder", "failing"], 5),
         (["no-such-command"], 2),
     ],
@@ -194,6 +198,35 @@ def test_stamp_and_new_do_their_work(old, capsys):
 
     assert Path("migrations/0003_third.py").exists()
     assert main(["plan", "old.ckpt"]) == 1
+
+
+def test_run_with_an_undo_bundle_is_reverted(old, capsys):
+    before = old.read_bytes()
+    assert main(["run", "old.ckpt", "--in-place", "--keep-undo"]) == 0
+    capsys.readouterr()
+
+    assert main(["revert", "old.ckpt", "--in-place"]) == 0
+
+    assert capsys.readouterr().out == "old.ckpt is as it was before 0001_a, 0002_b\n"
+    assert old.read_bytes() == before
+    assert not Path("old.ckpt.undo").exists()
+
+
+def test_revert_of_several_files_says_what_came_of_each(old, capsys):
+    shutil.copy(old, "other.ckpt")
+    main(["run", "old.ckpt", "other.ckpt", "--output-dir", "new", "--keep-undo"])
+    Path("new/other.ckpt").write_bytes(old.read_bytes())
+    capsys.readouterr()
+
+    code = main(["revert", "new", "--output-dir", "back", "--json"])
+
+    said = json.loads(capsys.readouterr().out)
+    assert code == 4
+    assert [file["status"] for file in said["files"]] == ["reverted", "failed"]
+    assert said["files"][0]["reverted"] == ["0001_a", "0002_b"]
+    assert said["files"][1]["error"]["error_type"] == "undo_refused"
+    assert Path("back/old.ckpt").read_bytes() == old.read_bytes()
+    assert not Path("back/other.ckpt").exists()
 
 
 def test_another_format_and_a_list_of_what_is_allowed_can_be_chosen(old, capsys):
