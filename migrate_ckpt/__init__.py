@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from migrate_ckpt.files import migrate_file as migrate_file
     from migrate_ckpt.files import plan_file as plan_file
     from migrate_ckpt.files import read_checkpoint as read_checkpoint
-    from migrate_ckpt.files import revert_file as revert_file
     from migrate_ckpt.files import run_file as run_file
     from migrate_ckpt.files import write_checkpoint as write_checkpoint
     from migrate_ckpt.folder import MigrationFile as MigrationFile
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.plan import Policy as Policy
     from migrate_ckpt.plan import Step as Step
     from migrate_ckpt.report import Report as Report
+    from migrate_ckpt.reverting import revert_file as revert_file
     from migrate_ckpt.stamping import stamp as stamp
     from migrate_ckpt.verifying import Verdict as Verdict
 
@@ -125,7 +125,6 @@ _MODULES = {
         "migrate_file",
         "plan_file",
         "read_checkpoint",
-        "revert_file",
         "run_file",
         "write_checkpoint",
     ),
@@ -151,6 +150,7 @@ _MODULES = {
     "new_file": ("new_migration",),
     "plan": ("Plan", "Policy", "Step"),
     "report": ("Report",),
+    "reverting": ("revert_file",),
     "stamping": ("stamp",),
     "verifying": ("Verdict",),
 }

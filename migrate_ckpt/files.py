@@ -161,7 +161,7 @@ def migrate_file(
         FolderError: The folder of migrations cannot be used.
         And what `run_file` raises. Then there is no target, and the source is as it was.
     """
-    path = _check_target(source, target, force=force)
+    path = check_target(source, target, force=force)
     bundle = bundle_path(path)
     if keep_undo and not force:
         _refuse_other_bundle(bundle, source)
@@ -174,46 +174,9 @@ def migrate_file(
             if keep_undo and run.report.target != run.report.source:
                 write_bundle(bundle, run.pieces, run.source, run.report.ran)
 
-        if run.report.target != run.report.source or not _is_same_file(source, path):
+        if run.report.target != run.report.source or not is_same_file(source, path):
             replace_file(path, run.pieces, run.source, before_rename=before_rename)
         return run.verify()
-
-
-def revert_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    undo: str | os.PathLike[str] | None = None,
-    force: bool = False,
-) -> tuple[str, ...]:
-    """Put back the file that a run with `keep_undo` migrated, byte for byte; gives the migrations that it takes back.
-
-    Source and target may be the same path. Then the bundle, which is of no use any more, is removed.
-
-    Args:
-        source: The migrated file.
-        target: The file to write.
-        undo: The undo bundle; None is the one beside the source, `NAME.undo`.
-        force: Whether another file in the target's place is replaced.
-
-    Raises:
-        TargetExists: Another file is in the target's place, and `force` is not set.
-        UndoRefused: There is no bundle, or it is not of this file. Nothing is written then.
-        OSError: A file cannot be read or written.
-    """
-    path = _check_target(source, target, force=force)
-    bundle = bundle_path(source) if undo is None else Path(undo)
-    if not bundle.exists():
-        raise UndoRefused(
-            f"There is no {bundle}. Only a run that was told to keep one (`run --keep-undo`) can be reverted.",
-            path=bundle,
-        )
-    with FileSource(source) as migrated, UndoBundle(bundle) as opened:
-        is_in_place = _is_same_file(source, path)
-        opened.restore(migrated, path)
-        if is_in_place:
-            bundle.unlink(missing_ok=True)
-        return opened.ran
 
 
 def stamp_file(
@@ -229,7 +192,7 @@ def stamp_file(
     Raises:
         TargetExists, UnreadableCheckpoint, FolderError, InvalidHistory, UnwritableCheckpoint: As `migrate_file`.
     """
-    path = _check_target(source, target, force=force)
+    path = check_target(source, target, force=force)
     with FileSource(source) as opened:
         container = open_container(opened)
         contents = read_tensors(container)
@@ -268,11 +231,16 @@ def _start(
         raise
 
 
-def _check_target(
+def check_target(
     source: str | os.PathLike[str], target: str | os.PathLike[str], *, force: bool
 ) -> Path:
+    """Return the path of a target.
+
+    Raises:
+        TargetExists: Another file is there, and `force` is not set.
+    """
     path = Path(target)
-    if path.exists() and not force and not _is_same_file(source, path):
+    if path.exists() and not force and not is_same_file(source, path):
         raise TargetExists(
             f"{path} exists already. Choose another target, or replace it with force.", path=path
         )
@@ -295,5 +263,6 @@ def _refuse_other_bundle(bundle: Path, source: str | os.PathLike[str]) -> None:
         )
 
 
-def _is_same_file(source: str | os.PathLike[str], path: Path) -> bool:
+def is_same_file(source: str | os.PathLike[str], path: Path) -> bool:
+    """Tell whether a path is that of the source, under whatever name."""
     return path.exists() and os.path.samefile(source, path)

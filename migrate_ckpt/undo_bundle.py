@@ -130,6 +130,19 @@ class UndoBundle:
             self._source.close()
             raise UndoRefused(f"{path} is no undo bundle, or a damaged one.", path=path) from error
 
+    def ran_up_to(self, name: str) -> tuple[str, ...]:
+        """Return the migrations of the run up to one of them.
+
+        Raises:
+            UndoRefused: It is none of them.
+        """
+        if name not in self.ran:
+            raise UndoRefused(
+                f"{name} is none of the migrations that {self._path.name} takes back: {', '.join(self.ran)}.",
+                path=self._path,
+            )
+        return self.ran[: self.ran.index(name) + 1]
+
     def is_of(self, original: FileSource) -> bool:
         """Tell whether a file is the one that it puts back."""
         return original.size == self._original[0] and sha256_of(original) == self._original[1]

@@ -24,11 +24,11 @@ from migrate_ckpt.files import (
     is_migrated,
     migrate_file,
     plan_file,
-    revert_file,
     stamp_file,
 )
 from migrate_ckpt.folder import read_set
 from migrate_ckpt.formats.allowed_globals import read_allowed_globals
+from migrate_ckpt.reverting import revert_file
 
 
 def run(options: Namespace) -> int:
@@ -69,11 +69,22 @@ def revert(options: Namespace) -> int:
     if options.undo is not None and len(sources) > 1:
         refuse_usage("--undo names the bundle of one file: for several, each has its own beside it")
 
+    # The bundle alone puts the old file back; to stop on the way there, migrations run again.
+    migrations = None if options.to is None else read_set(options.folder, options.set_name)
+
     def revert_one(source: SourceFile, progress: Progress) -> Outcome:
         target = targets[source.path]
         with made_folder(target.parent):
-            ran = revert_file(source.path, target, undo=options.undo, force=options.force)
-        text = f"{shown(target)} is as it was before {', '.join(ran)}"
+            ran = revert_file(
+                source.path,
+                target,
+                to=options.to,
+                folder=migrations,
+                undo=options.undo,
+                force=options.force,
+            )
+        before = f"before {', '.join(ran)}" if ran else f"after {options.to}"
+        text = f"{shown(target)} is as it was {before}"
         return Outcome("reverted", [Line(text)], {"target": str(target), "reverted": list(ran)})
 
     return act_on_each(options, sources, revert_one)

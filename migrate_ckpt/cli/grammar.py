@@ -45,6 +45,7 @@ _REVERT_EXAMPLES = """examples:
   migrate-ckpt run model.ckpt --in-place --keep-undo   model.ckpt.undo has what the new file lacks
   migrate-ckpt revert model.ckpt --in-place            and removes it again
   migrate-ckpt revert new.ckpt -o old.ckpt
+  migrate-ckpt revert new.ckpt -o old.ckpt --to 0003_rename_encoder
 
 Whatever the migrations did is taken back. A file that was changed since is refused.
 """
@@ -142,6 +143,11 @@ def _add_revert(words: Any) -> None:
     revert = _add(words, "revert", commands.revert, text, _REVERT_EXAMPLES)
     _add_sources(revert)
     _add_targets(revert)
+    revert.add_argument(
+        "--to", metavar="NAME", help="the last migration that stays (default: none of the run's)"
+    )
+    _add_folder(revert)
+    _add_set(revert)
     revert.add_argument("--undo", type=Path, metavar="FILE", help="(default: SOURCE.undo)")
 
 

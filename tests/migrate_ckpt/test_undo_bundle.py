@@ -256,3 +256,80 @@ def test_one_storage_that_stands_in_the_migrated_file_twice_is_taken_once(
     revert_file(tmp_path / "new.ckpt", tmp_path / "back.ckpt")
 
     assert (tmp_path / "back.ckpt").read_bytes() == before
+
+
+THREE = {
+    "0001_a.py": RENAME,
+    "0002_b.py": LOSSY.replace("layers", "blocks"),
+    "0003_c.py": "def handle(ckpt):\n    ckpt['epoch'] += 1\n    return ckpt\n",
+}
+
+
+@pytest.mark.parametrize("to", ["0001_a", "0002_b", "0003_c"])
+def test_reverted_to_a_migration_it_is_the_file_of_a_run_that_stopped_there(
+    to: str, old: Path, tmp_path: Path, write_folder: Any
+) -> None:
+    folder = write_folder(THREE)
+    migrate_file(old, tmp_path / "stopped.ckpt", folder=folder, to=to)
+    migrate_file(old, tmp_path / "new.ckpt", folder=folder, keep_undo=True)
+
+    back = revert_file(tmp_path / "new.ckpt", tmp_path / "back.ckpt", to=to, folder=folder)
+
+    assert back == tuple(name for name in ("0001_a", "0002_b", "0003_c") if name > to)
+    assert (tmp_path / "back.ckpt").read_bytes() == (tmp_path / "stopped.ckpt").read_bytes()
+    assert not bundle_of(tmp_path / "back.ckpt").exists()
+
+
+def test_in_place_it_can_be_taken_back_further(old: Path, write_folder: Any) -> None:
+    folder = write_folder(THREE)
+    before = old.read_bytes()
+    migrate_file(old, old, folder=folder, keep_undo=True)
+
+    assert revert_file(old, old, to="0002_b", folder=folder) == ("0003_c",)
+    assert revert_file(old, old, to="0001_a", folder=folder) == ("0002_b",)
+    assert revert_file(old, old) == ("0001_a",)
+
+    assert old.read_bytes() == before
+    assert [path.name for path in old.parent.iterdir() if path.is_file()] == [old.name]
+
+
+def test_run_of_what_was_missed_is_taken_back_by_the_same_migrations(
+    old: Path, tmp_path: Path, write_folder: Any
+) -> None:
+    late = {name: THREE[name] for name in ("0001_a.py", "0003_c.py")}
+    migrate_file(old, old, folder=write_folder(late, name="late"))
+    folder = write_folder({**THREE, "0004_d.py": NOTHING})
+    choices: Any = {"folder": folder, "policy": "run-missed"}
+    migrate_file(old, tmp_path / "stopped.ckpt", to="0002_b", **choices)
+    report = migrate_file(old, tmp_path / "new.ckpt", keep_undo=True, **choices)
+    assert report.ran == ("0002_b", "0004_d")
+
+    back = revert_file(tmp_path / "new.ckpt", tmp_path / "back.ckpt", to="0002_b", folder=folder)
+
+    assert (tmp_path / "back.ckpt").read_bytes() == (tmp_path / "stopped.ckpt").read_bytes()
+    assert back == ("0004_d",)
+
+
+@pytest.mark.parametrize(
+    ("change", "to", "reason"),
+    [
+        ({}, "0009_x", "0009_x is none of the migrations"),
+        ({"0001_a.py": NOTHING}, "0002_b", "0001_a would have to run again"),
+        ({"0000_new.py": NOTHING}, "0002_b", "other migrations up to 0002_b"),
+    ],
+    ids=["not of the run", "edited since", "one more now"],
+)
+def test_what_cannot_be_run_again_as_it_was_is_refused(
+    change: dict[str, str], to: str, reason: str, old: Path, write_folder: Any
+) -> None:
+    folder = write_folder(THREE)
+    migrate_file(old, old, folder=folder, keep_undo=True)
+    new = old.read_bytes()
+    for name, text in change.items():
+        (folder / name).write_text(text)
+
+    with pytest.raises(UndoRefused, match=reason):
+        revert_file(old, old, to=to, folder=folder)
+
+    assert old.read_bytes() == new
+    assert bundle_of(old).exists()

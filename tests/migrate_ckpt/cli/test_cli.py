@@ -212,6 +212,16 @@ def test_run_with_an_undo_bundle_is_reverted(old, capsys):
     assert not Path("old.ckpt.undo").exists()
 
 
+def test_revert_stops_at_the_migration_that_is_named(old, capsys):
+    main(["run", "old.ckpt", "--in-place", "--keep-undo"])
+    capsys.readouterr()
+
+    assert main(["revert", "old.ckpt", "--in-place", "--to", "0001_a"]) == 0
+
+    assert capsys.readouterr().out == "old.ckpt is as it was before 0002_b\n"
+    assert read_checkpoint("old.ckpt")[ckpt_migration_key] == ["0001_a"]
+
+
 def test_revert_of_several_files_says_what_came_of_each(old, capsys):
     shutil.copy(old, "other.ckpt")
     main(["run", "old.ckpt", "other.ckpt", "--output-dir", "new", "--keep-undo"])
