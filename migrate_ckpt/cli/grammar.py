@@ -288,9 +288,7 @@ def _add_sources(parser: argparse.ArgumentParser, *, least: str = "+") -> None:
 def _add_targets(parser: argparse.ArgumentParser) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("-o", "--output", type=Path, metavar="FILE")
-    target.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="is made; what is migrated there is skipped"
-    )
+    target.add_argument("--output-dir", type=Path, metavar="DIR", help="is made if it is not there")
     target.add_argument(
         "--in-place", action="store_true", help="replace each source once its result is whole"
     )
