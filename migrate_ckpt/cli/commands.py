@@ -19,13 +19,7 @@ from migrate_ckpt.cli.plan_output import describe_plan
 from migrate_ckpt.cli.progress import Progress
 from migrate_ckpt.cli.sources import SourceFile, find_sources
 from migrate_ckpt.cli.targets import find_targets, made_folder
-from migrate_ckpt.files import (
-    inspect_file,
-    is_migrated,
-    migrate_file,
-    plan_file,
-    stamp_file,
-)
+from migrate_ckpt.files import inspect_file, is_migrated, migrate_file, plan_file, stamp_file
 from migrate_ckpt.folder import read_set
 from migrate_ckpt.formats.allowed_globals import read_allowed_globals
 from migrate_ckpt.reverting import revert_file

@@ -42,9 +42,7 @@ class InPlace(StateDictOperation):
             replace_items(state_dict, {key: state_dict[key] for key in order})
             versions = versions_of(state_dict)
             if versions is not None:
-                replace_items(
-                    versions, {**known, **{k: known.get(k, v) for k, v in versions.items()}}
-                )
+                replace_items(versions, {**known, **versions, **known})
         return ckpt
 
 
