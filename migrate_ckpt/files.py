@@ -252,8 +252,8 @@ def _refuse_other_bundle(bundle: Path, source: str | os.PathLike[str]) -> None:
     if not bundle.exists():
         return
     try:
-        with UndoBundle(bundle) as opened, FileSource(source) as original:
-            is_of_source = opened.is_of(original)
+        with FileSource(bundle) as held, FileSource(source) as original:
+            is_of_source = UndoBundle(held).is_of(original)
     except UndoRefused:
         is_of_source = False
     if not is_of_source:

@@ -56,7 +56,8 @@ def revert_file(
             f"There is no {bundle}. Only a run that was told to keep one (`run --keep-undo`) can be reverted.",
             path=bundle,
         )
-    with FileSource(source) as migrated, UndoBundle(bundle) as opened:
+    with FileSource(source) as migrated, FileSource(bundle) as held:
+        opened = UndoBundle(held)
         is_in_place = is_same_file(source, path)
         if to is None:
             opened.restore(migrated, path)

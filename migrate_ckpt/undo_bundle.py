@@ -18,7 +18,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from migrate_ckpt.errors import UndoRefused
@@ -29,7 +28,7 @@ from migrate_ckpt.formats.pieces import (
     replace_file,
     replace_file_by,
 )
-from migrate_ckpt.formats.source import BLOCK_BYTES, FileSource, sha256_of
+from migrate_ckpt.formats.source import FileSource, sha256_of, update_digest
 
 _MAGIC = b"migrate-ckpt undo 1 "
 _MAX_LINE_BYTES = 64
@@ -96,39 +95,33 @@ def _sha256_of_pieces(pieces: Pieces, source: FileSource) -> str:
     digest = hashlib.sha256()
     for piece in pieces:
         if isinstance(piece, Range):
-            _update(digest, source, piece)
+            update_digest(digest, source, piece.offset, piece.count)
         else:
             digest.update(piece)
     return digest.hexdigest()
 
 
-def _update(digest: hashlib._Hash, source: FileSource, piece: Range) -> None:
-    end = piece.offset + piece.count
-    for offset in range(piece.offset, end, BLOCK_BYTES):
-        digest.update(source.read(offset, min(BLOCK_BYTES, end - offset)))
-
-
 class UndoBundle:
-    """A bundle, held open; it is a context manager.
+    """A bundle, in a file that its owner holds open.
 
     Attributes:
         ran: The migrations that restoring takes back, in the order in which they ran.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open a bundle and read its header.
+    def __init__(self, source: FileSource) -> None:
+        """Read the header of a bundle.
 
         Raises:
-            OSError: It cannot be opened.
             UndoRefused: It is no bundle.
         """
-        self._path = path
-        self._source = FileSource(path)
+        self._source = source
+        self._path = source.path
         try:
             self._read_header()
-        except (ValueError, KeyError, TypeError) as error:
-            self._source.close()
-            raise UndoRefused(f"{path} is no undo bundle, or a damaged one.", path=path) from error
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise UndoRefused(
+                f"{self._path} is no undo bundle, or a damaged one.", path=self._path
+            ) from error
 
     def ran_up_to(self, name: str) -> tuple[str, ...]:
         """Return the migrations of the run up to one of them.
@@ -169,7 +162,7 @@ class UndoBundle:
         ]
         digest = hashlib.sha256()
         for source, piece in ranges:
-            _update(digest, source, piece)
+            update_digest(digest, source, piece.offset, piece.count)
         size = sum(piece.count for _, piece in ranges)
         if (size, digest.hexdigest()) != self._original:
             raise UndoRefused(f"{self._path} is damaged.", path=self._path)
@@ -179,20 +172,6 @@ class UndoBundle:
                 copy_range(source, piece, descriptor)
 
         replace_file_by(target, write)
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> UndoBundle:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read_header(self) -> None:
         line = self._source.read(0, _MAX_LINE_BYTES).partition(b"\n")[0]

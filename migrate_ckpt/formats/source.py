@@ -73,9 +73,15 @@ class FileSource:
 def sha256_of(source: Source) -> str:
     """The SHA-256 of all bytes of a source, in hexadecimal."""
     digest = hashlib.sha256()
-    for offset in range(0, source.size, BLOCK_BYTES):
-        digest.update(source.read(offset, BLOCK_BYTES))
+    update_digest(digest, source, 0, source.size)
     return digest.hexdigest()
+
+
+def update_digest(digest: hashlib._Hash, source: Source, offset: int, count: int) -> None:
+    """Let a digest take in a range of a source."""
+    end = offset + count
+    for start in range(offset, end, BLOCK_BYTES):
+        digest.update(source.read(start, min(BLOCK_BYTES, end - start)))
 
 
 def crc_of(source: Source, offset: int, count: int) -> int:

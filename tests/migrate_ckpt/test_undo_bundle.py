@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from migrate_ckpt import TargetExists, UndoRefused, migrate_file, revert_file, write_checkpoint
+from migrate_ckpt import (
+    MigrationFailed,
+    TargetExists,
+    UndoRefused,
+    migrate_file,
+    revert_file,
+    write_checkpoint,
+)
 
 RENAME = """from migrate_ckpt.operations import rename
 operations = [rename("layers.{i}.weight", "blocks.{i}.weight")]
@@ -194,6 +201,10 @@ def damaged(data: bytes, how: str) -> bytes:
         header["pieces"][-1][2] += 1
     elif how == "a piece of something else":
         header["pieces"][0][0] = "/etc/passwd"
+    elif how == "a piece of endless length":
+        header["pieces"][0][2] = float("inf")
+    elif how == "nested without end":
+        return b"migrate-ckpt undo 1 200000\n" + b"[" * 200_000
     elif how == "a piece less":
         header["pieces"].pop()
     elif how == "no pieces":
@@ -213,6 +224,8 @@ def damaged(data: bytes, how: str) -> bytes:
         "a piece before the beginning",
         "a piece behind the end",
         "a piece of something else",
+        "a piece of endless length",
+        "nested without end",
         "a piece less",
         "no pieces",
     ],
@@ -236,7 +249,7 @@ def test_damaged_bundle_is_refused_and_nothing_is_written(
 def test_failed_migration_leaves_no_bundle(old: Path, tmp_path: Path, write_folder: Any) -> None:
     folder = write_folder({"0001_x.py": "def handle(ckpt):\n    raise KeyError('x')\n"})
 
-    with pytest.raises(Exception, match="0001_x"):
+    with pytest.raises(MigrationFailed, match="0001_x"):
         migrate_file(old, tmp_path / "new.ckpt", folder=folder, keep_undo=True)
 
     assert not bundle_of(tmp_path / "new.ckpt").exists()
