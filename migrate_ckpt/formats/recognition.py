@@ -30,6 +30,12 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
         "a Git LFS pointer, which stands for the checkpoint and does not hold it",
         "Fetch the file itself with `git lfs pull`",
     ),
+    (
+        0,
+        b"migrate-ckpt undo ",
+        "an undo bundle, which is of a migrated checkpoint and none itself",
+        "Give it to `migrate-ckpt revert` with that checkpoint",
+    ),
     (0, b"GGUF", "a GGUF file of llama.cpp", "Migrate the checkpoint it was made from"),
     (
         0,

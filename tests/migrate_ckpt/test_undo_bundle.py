@@ -15,6 +15,8 @@ from migrate_ckpt import (
     MigrationFailed,
     TargetExists,
     UndoRefused,
+    UnreadableCheckpoint,
+    inspect_file,
     migrate_file,
     revert_file,
     write_checkpoint,
@@ -79,6 +81,15 @@ def test_migrated_file_and_bundle_are_the_old_file(
     assert report.ran == reverted == ("0001_x",)
     assert (tmp_path / "back.ckpt").read_bytes() == before
     assert old.read_bytes() == before
+
+
+def test_bundle_that_is_taken_for_a_checkpoint_says_what_it_is(
+    old: Path, write_folder: Any
+) -> None:
+    migrate_file(old, old, folder=write_folder({"0001_x.py": RENAME}), keep_undo=True)
+
+    with pytest.raises(UnreadableCheckpoint, match="an undo bundle"):
+        inspect_file(bundle_of(old))
 
 
 def test_bundle_has_no_tensor_that_the_migrated_file_has(old: Path, write_folder: Any) -> None:
