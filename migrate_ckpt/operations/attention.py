@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from migrate_ckpt.operations.moves import Action
+from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.reshaping import Concat, Split
 from migrate_ckpt.operations.sections import to_sections
@@ -25,6 +26,19 @@ class SplitQkv(Split):
         super().__post_init__()
         _check("split_qkv", self.targets, self.heads, self.kv_heads, self.layout)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (
+            MergeQkv(
+                self.targets,
+                self.source,
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+                layout=self.layout,
+                section=self.section,
+                missing=self.missing,
+            ),
+        )
+
     def action(self) -> Action:
         return SplitHeads(Heads(self.heads, self.kv_heads or self.heads, self.layout))
 
@@ -40,6 +54,19 @@ class MergeQkv(Concat):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check("merge_qkv", self.sources, self.heads, self.kv_heads, self.layout)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (
+            SplitQkv(
+                self.target,
+                self.sources,
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+                layout=self.layout,
+                section=self.section,
+                missing=self.missing,
+            ),
+        )
 
     def action(self) -> Action:
         return MergeHeads(Heads(self.heads, self.kv_heads or self.heads, self.layout))

@@ -62,6 +62,9 @@ class RenameClass(Operation):
             )
         return (RenameClass(self.new, self.old, missing=self.missing),)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (RenameClass(self.new, self.old, missing=self.missing),)
+
     def new_path(self, value: type) -> tuple[str, str] | None:
         """Return the new module and name of a class, or None if it is not meant."""
         module, name = value.__module__, value.__qualname__

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.moves import Move
+from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import (
     KeyPattern,
@@ -57,6 +58,9 @@ class Drop(StateDictOperation):
             Move((key,), (), Discard())
             for key in dict.fromkeys(key for found in hits.values() for key in found)
         )
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        raise self._not_invertible("what it drops is given up")
 
     def dropped_bytes(self, ckpt: CkptType) -> int:
         """Return the bytes of the tensors that it takes away from a checkpoint."""
@@ -126,6 +130,11 @@ class Add(StateDictOperation):
         if self.existing == "skip":
             moves = tuple(move for move in moves if move.targets[-1] not in state_dict)
         return moves
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        if self.existing == "skip":
+            raise self._not_invertible("what it adds may have been there before")
+        return (Drop((self.key,), section=self.section, missing=self.missing),)
 
 
 def add(

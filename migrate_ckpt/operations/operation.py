@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any
 
+from migrate_ckpt.errors import NotInvertible
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.paths import Path
 
@@ -35,6 +36,19 @@ class Operation(ABC):
         Raises:
             NotInvertible: Its result lacks something of what was there before.
         """
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        """Return what undoes it, in the order to apply, as far as its arguments tell: for any checkpoint it made.
+
+        Applied to what it made of a checkpoint, it gives one that this operation makes the same of again.
+
+        Raises:
+            NotInvertible: Its arguments do not tell what was there before.
+        """
+        raise self._not_invertible("it does not say what was there before")
+
+    def _not_invertible(self, why: str) -> NotInvertible:
+        return NotInvertible(f"{why}.", operation=str(self))
 
     def reads(self, ckpt: CkptType) -> tuple[Path, ...]:
         """Return the paths of the tensors whose data it looks at; the others are only carried along."""

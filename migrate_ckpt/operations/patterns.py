@@ -67,6 +67,12 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
 
 
+def typed_as(template: str, other: str) -> str:
+    """Return a template whose placeholders stand for whole numbers where those of another do."""
+    written = {found[1]: found[0] for found in _PLACEHOLDER.finditer(other)}
+    return fill(template, written)
+
+
 def check_same_placeholders(*templates: str) -> None:
     """Refuse templates that do not have the same placeholders, each once.
 

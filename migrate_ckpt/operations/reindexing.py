@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from migrate_ckpt.errors import IncompleteGroup, OperationError
 from migrate_ckpt.operations.moves import Move, list_keys
+from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import compiled, fill, placeholders
 from migrate_ckpt.operations.sections import own_keys, to_sections
@@ -46,6 +47,10 @@ class Reindex(StateDictOperation):
             layer = fill(self.layers, {**m.groupdict(), name: str(self._new(int(m[name])))})
             pairs.append((m.string, layer + (m["_rest"] or "")))
         return tuple(Move((old,), (new,)) for old, new in pairs if old != new)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        back = None if self.numbers is None else tuple((new, old) for old, new in self.numbers)
+        return (replace(self, numbers=back, shift=-self.shift),)
 
     def _new(self, number: int) -> int:
         new = (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from migrate_ckpt.operations.moves import Move
-from migrate_ckpt.operations.operation import shown
+from migrate_ckpt.operations.operation import Operation, shown
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import (
     KeyPattern,
@@ -16,6 +16,7 @@ from migrate_ckpt.operations.patterns import (
     compiled,
     fill,
     is_exact,
+    typed_as,
 )
 from migrate_ckpt.operations.sections import own_keys, to_sections
 from migrate_ckpt.operations.state_dict_operation import Missing, StateDictOperation
@@ -52,6 +53,26 @@ class Rename(StateDictOperation):
             self._found_none(missing, keys)
         # One key that two pairs give the same name is renamed once; else the moves collide.
         return tuple(Move((old,), (new,)) for old, new in dict.fromkeys(new_names))
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (replace(self, pairs=self.turned_round()),)
+
+    def turned_round(self) -> tuple[tuple[str, str], ...]:
+        """Return the pairs of new names and old ones.
+
+        Raises:
+            NotInvertible: An old name is a regex, or two names become one.
+        """
+        back: dict[str, str] = {}
+        for old, new in self.pairs:
+            if not isinstance(old, str):
+                raise self._not_invertible(
+                    "a regex does not tell the old names, as a template does"
+                )
+            if new in back:
+                raise self._not_invertible(f"{new!r} may have been {back[new]!r} or {old!r}")
+            back[new] = old
+        return tuple((typed_as(new, old), old) for new, old in back.items())
 
 
 def _renamed(
@@ -111,6 +132,11 @@ class StripPrefix(StateDictOperation):
         moves = tuple(Move((key,), (new,)) for key in keys if (new := self._strip(key)) != key)
         return moves or self._found_none([f"{prefix}.*" for prefix in self.prefixes], keys)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        if self.anywhere or len(self.prefixes) > 1 or self.missing == "skip":
+            raise self._not_invertible("it does not tell which keys had which prefix")
+        return (AddPrefix(self.prefixes[0], section=self.section),)
+
     def _strip(self, key: str) -> str:
         names = "|".join(map(re.escape, self.prefixes))
         # The last component is what is named, never a part of the prefix.
@@ -154,6 +180,11 @@ class AddPrefix(StateDictOperation):
         if not keys:
             return self._found_none(["*"], keys)
         return tuple(Move((key,), (f"{self.prefix}.{key}",)) for key in keys)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        # Once only: a key may have begun with it before.
+        once = re.compile(rf"{re.escape(self.prefix)}\.(.+)", re.DOTALL)
+        return (Rename(((once, r"\1"),), section=self.section, missing=self.missing),)
 
 
 def add_prefix(

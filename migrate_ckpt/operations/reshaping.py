@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.errors import IncompleteGroup
 from migrate_ckpt.operations.moves import Action, Move, list_keys
+from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import (
     KeyPattern,
@@ -60,6 +61,18 @@ class Split(StateDictOperation):
         )
         return moves or self._found_none([self.source], keys)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (
+            Concat(
+                self.targets,
+                self.source,
+                sizes=self.sizes,
+                dim=self.dim,
+                section=self.section,
+                missing=self.missing,
+            ),
+        )
+
     def action(self) -> Action:
         """Return what makes the parts of a whole."""
         return SplitTensor(self.dim, len(self.targets), self.sizes)
@@ -102,11 +115,14 @@ class Concat(StateDictOperation):
 
     sources: tuple[str, ...]
     target: str
+    sizes: tuple[int, ...] | None = field(default=None, kw_only=True)
     dim: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("concat needs the names of the parts.")
+        if self.sizes is not None and len(self.sizes) != len(self.sources):
+            raise ValueError(f"concat has {len(self.sources)} names and {len(self.sizes)} sizes.")
         check_same_placeholders(self.target, *self.sources)
 
     def moves(self, state_dict: Mapping[str, Any]) -> tuple[Move, ...]:
@@ -133,9 +149,23 @@ class Concat(StateDictOperation):
         )
         return moves or self._found_none(self.sources, keys)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        if self.sizes is None:
+            raise self._not_invertible("it does not say the `sizes` of the parts")
+        return (
+            Split(
+                self.target,
+                self.sources,
+                sizes=self.sizes,
+                dim=self.dim,
+                section=self.section,
+                missing=self.missing,
+            ),
+        )
+
     def action(self) -> Action:
         """Return what makes the whole of its parts."""
-        return ConcatTensors(self.dim)
+        return ConcatTensors(self.dim, self.sizes)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -151,6 +181,7 @@ def concat(
     sources: Sequence[str],
     target: str,
     *,
+    sizes: Sequence[int] | None = None,
     dim: int = 0,
     section: PathLike | list[PathLike] | None = None,
     missing: Missing = "error",
@@ -163,11 +194,20 @@ def concat(
     Args:
         sources: The keys or templates of the parts, in the order to join them in.
         target: The name of the whole, with the same placeholders.
+        sizes: The length of each part along `dim`, which is checked, and without which nobody can revert the join; None
+            takes any.
         dim: The dimension to join along.
         section: The path of the state dict, or a list of paths; None is the model's.
         missing: What to do where no part is found at all: "error", or "skip".
     """
-    return Concat(tuple(sources), target, dim=dim, section=to_sections(section), missing=missing)
+    return Concat(
+        tuple(sources),
+        target,
+        sizes=None if sizes is None else tuple(sizes),
+        dim=dim,
+        section=to_sections(section),
+        missing=missing,
+    )
 
 
 @dataclass(frozen=True)
@@ -189,6 +229,9 @@ class Cast(StateDictOperation):
             for key, action in actions.items()
             if isinstance(action, CastTensor)
         )
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        raise self._not_invertible("it does not say the dtypes of before")
 
     def _is_meant(self, key: str, value: Any) -> bool:
         if self.keys is not None and not any(match(p, key) is not None for p in self.keys):

@@ -8,6 +8,7 @@ from typing import Any
 
 from migrate_ckpt.errors import IncompleteGroup, OperationError
 from migrate_ckpt.operations.moves import Move, list_keys
+from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import check_same_placeholders, fill, match, placeholders
 from migrate_ckpt.operations.sections import is_tensor, own_keys, to_sections
@@ -41,6 +42,18 @@ class Stack(StateDictOperation):
             for found, parts in groups.items()
         )
         return moves or self._found_none([self.source], keys)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (
+            Unstack(
+                self.target,
+                self.source,
+                over=self.over,
+                dim=self.dim,
+                section=self.section,
+                missing=self.missing,
+            ),
+        )
 
     def _in_order(self, parts: Mapping[str, str]) -> list[str]:
         """Return the keys of a whole's parts by their numbers, which leave none out."""
@@ -104,6 +117,18 @@ class Unstack(StateDictOperation):
                 )
                 moves.append(Move((key,), targets, UnstackTensor(self.dim, count)))
         return tuple(moves) or self._found_none([self.source], keys)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (
+            Stack(
+                self.target,
+                self.source,
+                over=self.over,
+                dim=self.dim,
+                section=self.section,
+                missing=self.missing,
+            ),
+        )
 
     def _count(self, key: str, value: Any) -> int:
         if not is_tensor(value) or not -value.dim() <= self.dim < value.dim():

@@ -58,9 +58,10 @@ class SplitTensor:
 
 @dataclass(frozen=True)
 class ConcatTensors:
-    """Join tensors of one dtype along a dimension."""
+    """Join tensors of one dtype along a dimension, and of these lengths, if it is said of which."""
 
     dim: int
+    sizes: tuple[int, ...] | None = None
     reads = True
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
@@ -74,6 +75,10 @@ class ConcatTensors:
             raise OperationError(
                 f"tensors of {shown} cannot be joined along dimension {self.dim}: all else of the "
                 "shape, and the dtype, must be the same."
+            )
+        if self.sizes is not None and tuple(lengths) != self.sizes:
+            raise OperationError(
+                f"they have {lengths} along dimension {self.dim}, and the sizes say {list(self.sizes)}."
             )
         return [of_kind(kind_of(tensors[0]), torch.cat([t.detach() for t in tensors], self.dim))]
 
@@ -236,6 +241,19 @@ def dtype_named(name: str) -> torch.dtype:
 def nbytes(value: Any) -> int:
     """Return the bytes of a tensor's elements; 0 for what is none."""
     return value.numel() * value.element_size() if is_tensor(value) else 0
+
+
+def have_equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two dense tensors have one dtype, one shape and the same bits."""
+    import torch
+
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if one.is_meta or other.is_meta:
+        # Without bytes nobody can tell; a plan says what the shapes allow.
+        return True
+    bits = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*bits)
 
 
 def dense(value: Any) -> torch.Tensor:

@@ -173,6 +173,32 @@ class PadRows:
 
 
 @dataclass(frozen=True)
+class CutRows:
+    """Give up so many rows at the end, or the beginning, of a dimension."""
+
+    count: int
+    dim: int
+    is_before: bool
+    reads = True
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        tensor = dense(values[0])
+        left = length_of(tensor, self.dim) - self.count
+        if left < 0:
+            raise OperationError(
+                f"{self.count} rows cannot be cut off a tensor of shape {tuple(tensor.shape)} along dimension "
+                f"{self.dim}."
+            )
+        return TrimRows(self.count if self.is_before else 0, left, self.dim)(values)
+
+    def inverse(self, values: Sequence[Any]) -> Action:
+        raise NotInvertible(f"{self.count} rows of it are given up.")
+
+    def for_moments(self) -> Action:
+        return self
+
+
+@dataclass(frozen=True)
 class StackTensors:
     """Put tensors of one shape and dtype beside each other, along a new dimension."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from migrate_ckpt.operations.moves import Action, Move
+from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import KeyPattern, match
 from migrate_ckpt.operations.sections import own_keys, to_sections
@@ -18,6 +19,7 @@ from migrate_ckpt.operations.state_dict_operation import (
     to_patterns,
 )
 from migrate_ckpt.operations.tensor_transforms import (
+    CutRows,
     PadRows,
     PermuteDims,
     Reshape,
@@ -59,6 +61,10 @@ class Permute(OnEach):
     def action(self) -> Action:
         return PermuteDims(self.dims)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        dims = [dim % len(self.dims) for dim in self.dims]
+        return (replace(self, dims=tuple(map(dims.index, range(len(dims))))),)
+
 
 def permute(
     keys: Keys,
@@ -85,6 +91,9 @@ class Transpose(OnEach):
     def action(self) -> Action:
         return PermuteDims()
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (self,)
+
 
 def transpose(
     keys: Keys,
@@ -110,6 +119,9 @@ class ReshapeTo(OnEach):
 
     def action(self) -> Action:
         return Reshape(self.shape)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        raise self._not_invertible("it does not say the shape of before")
 
     @property
     def verb(self) -> str:
@@ -147,6 +159,10 @@ class PermuteRows(OnEach):
 
     def action(self) -> Action:
         return TakeRows(self.order, self.dim)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        back = tuple(map(self.order.index, range(len(self.order))))
+        return (replace(self, order=back),)
 
 
 def permute_rows(
@@ -187,6 +203,9 @@ class Trim(OnEach):
 
     def action(self) -> Action:
         return TrimRows(self.start, self.count, self.dim)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        raise self._not_invertible("the rows that it trims are given up")
 
     @property
     def verb(self) -> str:
@@ -238,9 +257,36 @@ class Pad(OnEach):
     def action(self) -> Action:
         return PadRows(self.count, self.dim, self.value, self.at == "start")
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (
+            _Unpad(
+                self.keys,
+                self.count,
+                at=self.at,
+                dim=self.dim,
+                section=self.section,
+                missing=self.missing,
+            ),
+        )
+
     @property
     def verb(self) -> str:
         return "pad_rows"
+
+
+@dataclass(frozen=True)
+class _Unpad(OnEach):
+    """Patterns of keys, and how many rows were added to them."""
+
+    count: int
+    at: Literal["end", "start"] = field(kw_only=True)
+    dim: int = field(kw_only=True)
+
+    def action(self) -> Action:
+        return CutRows(self.count, self.dim, self.at == "start")
+
+    def __str__(self) -> str:
+        return f"undo(pad_rows of {self.count})"
 
 
 def pad_rows(
@@ -284,6 +330,9 @@ class Scale(OnEach):
 
     def action(self) -> Action:
         return ScaleTensor(self.factor, self.shift)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        raise self._not_invertible("scaled values are rounded")
 
 
 def scale(

@@ -24,7 +24,7 @@ from migrate_ckpt.operations.state_dict_operation import (
     pattern_text,
     to_patterns,
 )
-from migrate_ckpt.operations.tensor_actions import dense, kind_of, of_kind
+from migrate_ckpt.operations.tensor_actions import dense, have_equal_bits, kind_of, of_kind
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class TieTensors:
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
         first = dense(values[0])
         for value in values[1:]:
-            if not _are_equal(first, dense(value)):
+            if not have_equal_bits(first, dense(value)):
                 raise OperationError(
                     "they differ, and tied they would be one tensor. Drop the one that is not wanted first."
                 )
@@ -237,15 +237,3 @@ class _KeepFirst(Keep):
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
         return [values[0]] * len(values)
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    import torch
-
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    if one.is_meta or other.is_meta:
-        # Without bytes nobody can tell; a plan says what the shapes allow.
-        return True
-    bits = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
-    return torch.equal(*bits)

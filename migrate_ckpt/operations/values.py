@@ -109,6 +109,10 @@ class RenameValue(PathOperation):
     def _undo(self, ckpt: CkptType) -> tuple[Operation, ...]:
         return (RenameValue((*self.path[:-1], self.name), self.path[-1]),)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        back = (*self.path[:-1], self.name)
+        return (RenameValue(back, self.path[-1], missing=self.missing),)
+
 
 def rename_value(path: PathLike, name: str, *, missing: Missing = "error") -> RenameValue:
     """Give what stands at a path another name: `rename_value("hyper_parameters.lr", "learning_rate")`.
@@ -136,6 +140,9 @@ class DropValue(PathOperation):
             _Restore(self.path, items.read(self.path[-1])),
             _Arrange(self.path, tuple(items.names())),
         )
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        raise self._not_invertible("what it drops is given up")
 
 
 def drop_value(path: PathLike, *, missing: Missing = "error") -> DropValue:
@@ -170,6 +177,9 @@ class Move(PathOperation):
     def _undo(self, ckpt: CkptType) -> tuple[Operation, ...]:
         names = tuple(parent_items(ckpt, self.path).names())
         return Move(self.target, self.path), _Arrange(self.path, names)
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (Move(self.target, self.path, missing=self.missing),)
 
 
 def move(source: PathLike, target: PathLike, *, missing: Missing = "error") -> Move:

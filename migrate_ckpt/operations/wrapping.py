@@ -7,8 +7,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from migrate_ckpt.errors import KeyCollision, OperationError, SectionNotFound
-from migrate_ckpt.history import ckpt_migration_key, records_key
+from migrate_ckpt.errors import KeyCollision, NotInvertible, OperationError, SectionNotFound
+from migrate_ckpt.history import ckpt_migration_key, is_flat_state_dict, records_key
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.items import parent_items
 from migrate_ckpt.operations.module_versions import versions_of
@@ -56,6 +56,9 @@ class Unwrap(Operation):
         section, rest = self._find(ckpt)
         return (_Rewrap(self.name, ckpt, tuple(ckpt), section, tuple(section), is_whole=not rest),)
 
+    def declared_inverse(self) -> tuple[Operation, ...]:
+        return (_WrapFlat(self.name),)
+
     def _find(self, ckpt: CkptType) -> tuple[MutableMapping[Any, Any], list[Any]]:
         """Return the section, and the names beside it; a history does not count."""
         try:
@@ -91,7 +94,26 @@ class Wrap(Operation):
         return wrapped
 
     def inverse(self, ckpt: CkptType) -> tuple[Operation, ...]:
+        return self.declared_inverse()
+
+    def declared_inverse(self) -> tuple[Operation, ...]:
         return (Unwrap(self.name),)
+
+
+class _WrapFlat(Wrap):
+    """Puts a checkpoint that is a state dict and nothing else back under a name."""
+
+    def __call__(self, ckpt: CkptType) -> CkptType:
+        if not is_flat_state_dict(ckpt):
+            raise NotInvertible(
+                f"what stood beside {self.name} cannot be told from what stood in it.",
+                operation=str(self),
+            )
+        return super().__call__(ckpt)
+
+    @property
+    def verb(self) -> str:
+        return "wrap"
 
 
 def wrap(name: str) -> Wrap:

@@ -35,6 +35,8 @@ class Follow:
     copies: tuple[Path, ...] = field(default=(), kw_only=True)
     # Not after a migration of the same run that has left the optimizer behind.
     infers: bool = field(default=True, kw_only=True)
+    # The way back from a migration that does not tell the order of before.
+    is_unordered: bool = field(default=False, kw_only=True)
     # The way back has put the keys of the state dict into an order of its own already.
     arranges_keys: bool = field(default=True, kw_only=True)
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from migrate_ckpt.errors import OperationError, OptimizerNotFollowed
+from migrate_ckpt.errors import NotInvertible, OperationError, OptimizerNotFollowed
 from migrate_ckpt.operations.paths import show_path
 from migrate_ckpt.operations.renaming import Rename
+from migrate_ckpt.operations.reshaping import Concat
+from migrate_ckpt.operations.stacking import Stack
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
 from migrate_ckpt.operations.values import DropValue
 from migrate_ckpt.optimizers.copies import Copies, declared_copies, recognised_copies
@@ -41,6 +43,15 @@ class OptimizerRules:
         """What a function renames, if its file says so."""
         pairs = next((f.renames for f in self.follows if f.renames is not None), None)
         return None if pairs is None else Rename(pairs)
+
+    def declared_inverse(self, operations: Sequence[Operation] | None) -> OptimizerRules:
+        """Return the rules of the way back, which is what the declared inverses of operations do, or a function.
+
+        Raises:
+            NotInvertible: The migration gives the optimizer up.
+        """
+        joins = any(isinstance(each, (Concat, Stack)) for each in operations or ())
+        return OptimizerRules(tuple(_turned_round(f, joins=joins) for f in self.follows))
 
     def begin(
         self,
@@ -88,6 +99,13 @@ class OptimizerRules:
             for optimizer in find_optimizers(ckpt, [path for path in by_path if path is not None])
         ]
         refused = [show_path(optimizer.path) for optimizer, f in found if f.states == "refuse"]
+        unordered = [show_path(o.path) for o, f in found if f.states == "carry" and f.is_unordered]
+        if unordered:
+            raise OptimizerNotFollowed(
+                f"The order in which {', '.join(unordered)} had the parameters before is not certain. Say it with "
+                "`optimizer = follow(order_before=[...])`.",
+                keys=unordered,
+            )
         if refused:
             raise OptimizerNotFollowed(
                 f"The migration is for checkpoints without an optimizer, and this one has {', '.join(refused)}.",
@@ -113,3 +131,22 @@ class OptimizerRules:
             ]
             copies += recognised_copies(ckpt, model, but=[*named, *(copy.held for copy in copies)])
         return Copies(model, copies)
+
+
+def _turned_round(follow: Follow, *, joins: bool) -> Follow:
+    """Return how an optimizer follows the way back from a migration that it followed so."""
+    if follow.states == "drop":
+        raise NotInvertible("the optimizer is dropped by it.")
+    # Where many became one nobody sees where they stood; nor what an author has put into another order.
+    is_unordered = follow.order_before is None and (joins or follow.order_after is not None)
+    renames = follow.renames
+    if renames is not None:
+        renames = Rename(renames).turned_round()
+    return replace(
+        follow,
+        uncarried="refuse",
+        order_before=follow.order_after,
+        order_after=follow.order_before,
+        renames=renames,
+        is_unordered=is_unordered,
+    )
