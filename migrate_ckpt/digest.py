@@ -1,8 +1,8 @@
 """The digest of a migration: a hash of its syntax tree that no Python version changes.
 
-Layout, comments and docstrings do not count, nor does anything else that has no effect when the
-code runs. `ast.dump` will not do: its text changes with Python. The tree is walked by our own
-rule, written down in `_tokens`, and the scheme's number stands before the hash, so that digests
+Layout, comments and docstrings do not count, nor does anything else that has no effect when the migration runs; so
+its `revert` does not, which may be written long after. `ast.dump` will not do: its text changes with Python. The tree
+is walked by our own rule, written down in `_tokens`, and the scheme's number stands before the hash, so that digests
 made by another rule are never compared.
 """
 
@@ -92,6 +92,8 @@ def _fields(node: ast.AST) -> list[tuple[str, Any]]:
         value: Any = getattr(node, name, None)
         if name == "body" and _has_docstring(node):
             value = value[1:]
+        if name == "body" and isinstance(node, ast.Module):
+            value = [statement for statement in value if not is_revert(statement)]
         elif isinstance(node, ast.JoinedStr):
             value = _joined(value)
         elif name == "format_spec" and value is not None and not _joined(value.values):
@@ -99,6 +101,11 @@ def _fields(node: ast.AST) -> list[tuple[str, Any]]:
         if value is not None and value != []:
             fields.append((name, value))
     return fields
+
+
+def is_revert(statement: ast.stmt) -> bool:
+    """Tell whether a statement of a migration's file defines what takes the migration back."""
+    return isinstance(statement, ast.FunctionDef) and statement.name == "revert"
 
 
 def _has_docstring(node: ast.AST) -> bool:

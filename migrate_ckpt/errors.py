@@ -138,7 +138,7 @@ class TargetExists(MigrateCkptError):
 
 
 class UndoRefused(MigrateCkptError):
-    """An undo bundle cannot put a file back: it is of another file, or is none."""
+    """A file cannot be put back: the undo bundle is of another one, or a migration tells too little of before."""
 
     error_type = "undo_refused"
 

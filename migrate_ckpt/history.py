@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -97,6 +97,11 @@ class History:
             records.append(record)
         return replace(self, records=tuple(records))
 
+    def without(self, names: Collection[str], *, set_name: str) -> History:
+        """Take the records of some of a set's migrations out."""
+        left = [r for r in self.records if not (r.name in names and r.counts_in(set_name))]
+        return replace(self, records=tuple(left))
+
     def refined_by(self, other: History) -> History:
         """Take from another history what is known of the names whose records here are bare."""
         known: dict[str, list[Record]] = {}
@@ -152,6 +157,12 @@ def write_history(ckpt: CkptType, history: History, *, in_metadata: bool) -> Ckp
     _remove_history(ckpt)
     _put_history(metadata, history)
     return ckpt
+
+
+def remove_history(ckpt: CkptType) -> None:
+    """Take the history out of a checkpoint, wherever it stands."""
+    _remove_history(_metadata_of(ckpt))
+    _remove_history(ckpt)
 
 
 def is_flat_state_dict(ckpt: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -26,7 +27,7 @@ from typing import Any
 
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.folder import MigrationSet, read_folder, sub_folders
-from migrate_ckpt.migration import Migration
+from migrate_ckpt.migration import Migration, MigrationCallback
 from migrate_ckpt.migration_file import MigrationFile
 from migrate_ckpt.operations.declared import (
     declared_migration,
@@ -47,7 +48,7 @@ def load_migrations(migration_set: MigrationSet) -> list[Migration]:
     """Import a set's files and return its migrations, in their order.
 
     Raises:
-        InvalidMigrationFile: A file cannot be imported, its `handle` cannot be called, or its
+        InvalidMigrationFile: A file cannot be imported, its `handle` or `revert` cannot be called, or its
             `operations`, `requires` or `optimizer` are something else.
     """
     package = f"_migrate_ckpt_{_hash(migration_set.path)}"
@@ -81,22 +82,41 @@ def _load(package: str, file: MigrationFile) -> Migration:
             path=file.path,
             name=file.name,
         ) from error
+    revert = _function(module, file, "revert") if file.has_revert else None
     requires = getattr(module, "requires", None) if file.has_requirements else None
     optimizer = getattr(module, "optimizer", None) if file.has_optimizer_rules else None
     if file.is_declared:
-        return declared_migration(file, getattr(module, "operations", None), requires, optimizer)
-    handle = getattr(module, "handle", None)
-    if not callable(handle):
-        raise InvalidMigrationFile(
-            f"The `handle` of {file.path.name} cannot be called: make it a function.",
-            path=file.path,
-            name=file.name,
-        )
+        operations = getattr(module, "operations", None)
+        return replace(declared_migration(file, operations, requires, optimizer), revert=revert)
+    handle = _function(module, file, "handle")
     requirements = declared_requirements(file, requires)
     rules = declared_rules(file, optimizer)
     return Migration(
-        file.name, handle, file.title, file.digest, requires=requirements, optimizer=rules
+        file.name,
+        handle,
+        file.title,
+        file.digest,
+        requires=requirements,
+        optimizer=rules,
+        revert=revert,
     )
+
+
+def _function(module: ModuleType, file: MigrationFile, name: str) -> MigrationCallback:
+    """Return what a file has under a name.
+
+    Raises:
+        InvalidMigrationFile: It is no function.
+    """
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InvalidMigrationFile(
+            f"The `{name}` of {file.path.name} cannot be called: make it a function.",
+            path=file.path,
+            name=file.name,
+        )
+    callback: MigrationCallback = function
+    return callback
 
 
 class _Finder(MetaPathFinder):

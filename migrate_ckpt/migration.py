@@ -19,10 +19,9 @@ MigrationCallback: TypeAlias = Callable[[CkptType], CkptType]
 class Migration:
     """A named function from checkpoint to checkpoint.
 
-    The title and the digest are known for a migration that was read from a file. One that is
-    declared has its operations; the callback then applies them. What it requires is checked just
-    before it is applied. The optimizers in a checkpoint follow it by its rules; without any they are
-    left alone.
+    The title and the digest are known for a migration that was read from a file. One that is declared has its
+    operations; the callback then applies them. What it requires is checked just before it is applied. The optimizers in
+    a checkpoint follow it by its rules; without any they are left alone. `revert` takes it back, if its file has one.
     """
 
     name: str
@@ -32,3 +31,4 @@ class Migration:
     operations: tuple[Operation, ...] | None = None
     requires: tuple[Requirement, ...] = ()
     optimizer: OptimizerRules | None = None
+    revert: MigrationCallback | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migrate_ckpt.digest import digest_of_tree
+from migrate_ckpt.digest import digest_of_tree, is_revert
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.history import is_usable_name
 
@@ -30,7 +30,8 @@ class MigrationFile:
     """A migration as its file tells of it; the title is the first line of its docstring.
 
     It is declared if it lists its operations, and not if it defines `handle`. It has requirements
-    if it assigns `requires`, and says how optimizers follow if it assigns `optimizer`.
+    if it assigns `requires`, says how optimizers follow if it assigns `optimizer`, and how it is taken back if it
+    defines `revert`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class MigrationFile:
     is_declared: bool = False
     has_requirements: bool = False
     has_optimizer_rules: bool = False
+    has_revert: bool = False
 
 
 def is_candidate(path: Path) -> bool:
@@ -84,6 +86,7 @@ def read_file(path: Path) -> MigrationFile:
         is_declared=is_declared,
         has_requirements=_assigns(tree, "requires"),
         has_optimizer_rules=_assigns(tree, "optimizer"),
+        has_revert=any(map(is_revert, tree.body)),
     )
 
 

@@ -105,6 +105,7 @@ class UndoBundle:
     """A bundle, in a file that its owner holds open.
 
     Attributes:
+        path: Where it stands.
         ran: The migrations that restoring takes back, in the order in which they ran.
     """
 
@@ -115,30 +116,25 @@ class UndoBundle:
             UndoRefused: It is no bundle.
         """
         self._source = source
-        self._path = source.path
+        self.path = source.path
         try:
             self._read_header()
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UndoRefused(
-                f"{self._path} is no undo bundle, or a damaged one.", path=self._path
+                f"{self.path} is no undo bundle, or a damaged one.", path=self.path
             ) from error
 
     def ran_up_to(self, name: str) -> tuple[str, ...]:
-        """Return the migrations of the run up to one of them.
-
-        Raises:
-            UndoRefused: It is none of them.
-        """
-        if name not in self.ran:
-            raise UndoRefused(
-                f"{name} is none of the migrations that {self._path.name} takes back: {', '.join(self.ran)}.",
-                path=self._path,
-            )
-        return self.ran[: self.ran.index(name) + 1]
+        """Return the migrations of the run up to one of them; none if it is not of the run."""
+        return self.ran[: self.ran.index(name) + 1] if name in self.ran else ()
 
     def is_of(self, original: FileSource) -> bool:
         """Tell whether a file is the one that it puts back."""
         return original.size == self._original[0] and sha256_of(original) == self._original[1]
+
+    def is_of_migrated(self, migrated: FileSource) -> bool:
+        """Tell whether a file is the one that it was written with."""
+        return migrated.size == self._migrated[0] and sha256_of(migrated) == self._migrated[1]
 
     def restore(self, migrated: FileSource, target: Path) -> None:
         """Write the original file, from the bundle and the file that was migrated.
@@ -148,12 +144,11 @@ class UndoBundle:
                 is written then.
             OSError: The target cannot be written.
         """
-        is_same = migrated.size == self._migrated[0] and sha256_of(migrated) == self._migrated[1]
-        if not is_same:
+        if not self.is_of_migrated(migrated):
             raise UndoRefused(
-                f"{migrated.path} is not the file that {self._path.name} was written with: it was changed since, or "
+                f"{migrated.path} is not the file that {self.path.name} was written with: it was changed since, or "
                 "the bundle is another file's. Only that very file can be put back.",
-                path=self._path,
+                path=self.path,
             )
         places = {"kept": (self._source, self._begin), "migrated": (migrated, 0)}
         ranges = [
@@ -165,7 +160,7 @@ class UndoBundle:
             update_digest(digest, source, piece.offset, piece.count)
         size = sum(piece.count for _, piece in ranges)
         if (size, digest.hexdigest()) != self._original:
-            raise UndoRefused(f"{self._path} is damaged.", path=self._path)
+            raise UndoRefused(f"{self.path} is damaged.", path=self.path)
 
         def write(descriptor: int) -> None:
             for source, piece in ranges:

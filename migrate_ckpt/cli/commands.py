@@ -63,23 +63,25 @@ def revert(options: Namespace) -> int:
     if options.undo is not None and len(sources) > 1:
         refuse_usage("--undo names the bundle of one file: for several, each has its own beside it")
 
-    # The bundle alone puts the old file back; to stop on the way there, migrations run again.
-    migrations = None if options.to is None else read_set(options.folder, options.set_name)
-
     def revert_one(source: SourceFile, progress: Progress) -> Outcome:
         target = targets[source.path]
         with made_folder(target.parent):
-            ran = revert_file(
+            reverted = revert_file(
                 source.path,
                 target,
                 to=options.to,
-                folder=migrations,
+                folder=options.folder,
+                set_name=options.set_name,
                 undo=options.undo,
                 force=options.force,
             )
-        before = f"before {', '.join(ran)}" if ran else f"after {options.to}"
-        text = f"{shown(target)} is as it was {before}"
-        return Outcome("reverted", [Line(text)], {"target": str(target), "reverted": list(ran)})
+        names, warnings = reverted.names, reverted.warnings
+        lines = [Line(f"{shown(target)} is as it was before {', '.join(names)}")]
+        if not names:
+            lines = [Line(f"{shown(source.path)} has nothing to revert", "dim")]
+        lines += [Line(warning, "yellow") for warning in warnings]
+        data = {"target": str(target), "reverted": list(names), "warnings": list(warnings)}
+        return Outcome("reverted" if names else "up to date", lines, data)
 
     return act_on_each(options, sources, revert_one)
 

@@ -20,7 +20,7 @@ _EPILOG = """exit codes:
   1    the answer is no: migrations are pending, or there are findings or differences
   2    wrong usage, folder or path
   3    a checkpoint cannot be read
-  4    a checkpoint's history, or an undo bundle, was refused
+  4    a checkpoint's history was refused, or it cannot be reverted
   5    a migration failed
   130  interrupted
 
@@ -47,7 +47,9 @@ _REVERT_EXAMPLES = """examples:
   migrate-ckpt revert new.ckpt -o old.ckpt
   migrate-ckpt revert new.ckpt -o old.ckpt --to 0003_rename_encoder
 
-Whatever the migrations did is taken back. A file that was changed since is refused.
+With its undo bundle, NAME.undo, a file is put back byte for byte, whatever the migrations did. Without one, or if it
+was trained on since, each migration is taken back by its operations, or by the revert(ckpt) in its file; what would
+lose something is refused, and nothing is written.
 """
 
 _PLAN_EXAMPLES = """examples:
@@ -139,12 +141,12 @@ def _add_run(words: Any) -> None:
 
 
 def _add_revert(words: Any) -> None:
-    text = "put back what run --keep-undo has migrated, byte for byte"
+    text = "take migrations back: byte for byte what run --keep-undo has migrated"
     revert = _add(words, "revert", commands.revert, text, _REVERT_EXAMPLES)
     _add_sources(revert)
     _add_targets(revert)
     revert.add_argument(
-        "--to", metavar="NAME", help="the last migration that stays (default: none of the run's)"
+        "--to", metavar="NAME", help="the last migration that stays (default: none)"
     )
     _add_folder(revert)
     _add_set(revert)
