@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.foreign import recipe as recipe
     from migrate_ckpt.formats.allowed_globals import read_allowed_globals as read_allowed_globals
     from migrate_ckpt.formats.conversion import Format as Format
+    from migrate_ckpt.formats.partial_source import BytesNeeded as BytesNeeded
     from migrate_ckpt.formats.pieces import Pieces as Pieces
     from migrate_ckpt.formats.pieces import Range as Range
     from migrate_ckpt.history import ckpt_migration_key as ckpt_migration_key
@@ -138,6 +139,7 @@ _MODULES = {
     "foreign": ("ForeignGlobal", "ForeignObject", "recipe"),
     "formats.allowed_globals": ("read_allowed_globals",),
     "formats.conversion": ("Format",),
+    "formats.partial_source": ("BytesNeeded",),
     "formats.pieces": ("Pieces", "Range"),
     "history": ("ckpt_migration_key",),
     "inspection": ("Inspection",),

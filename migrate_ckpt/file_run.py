@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NoReturn, TypedDict
 
-from migrate_ckpt.errors import UnreadableCheckpoint
+from migrate_ckpt.absent import is_absent
+from migrate_ckpt.errors import MigrationFailed, RequirementsNotMet, UnreadableCheckpoint
 from migrate_ckpt.folder import MigrationSet
 from migrate_ckpt.foreign import ForeignObject, global_path
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.allowed_globals import refuse_globals
 from migrate_ckpt.formats.container import Container, Contents
 from migrate_ckpt.formats.conversion import Format, lay_out_as
+from migrate_ckpt.formats.partial_source import PartialSource
 from migrate_ckpt.formats.pieces import Pieces, whole
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.formats.torch_zip import lay_out
 from migrate_ckpt.formats.verification import Verification
 from migrate_ckpt.history import History, read_history
 from migrate_ckpt.loader import load_migrations
-from migrate_ckpt.migration import CkptType
+from migrate_ckpt.migration import CkptType, Migration
+from migrate_ckpt.outline import outline
 from migrate_ckpt.plan import Plan, Policy, make_plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
@@ -121,6 +125,8 @@ def start_run(
 def _migrate(
     container: Container, migrations: MigrationSet, options: RunOptions, on_step: OnStep | None
 ) -> tuple[Report, Pieces]:
+    if isinstance(container.source, PartialSource):
+        _refuse_other_format(container, container.source, options)
     contents = read_tensors(container)
     plan = plan_contents(contents, migrations, options)
     source = {"format": container.format, "size": container.source.size}
@@ -133,7 +139,8 @@ def _migrate(
             )
         ckpt, report = value, Report(plan, warnings=plan.warnings)
     else:
-        ckpt, report = run_plan(contents.value, plan, load_migrations(migrations), on_step=on_step)
+        loaded = load_migrations(migrations)
+        ckpt, report = _run_plan(container.source, contents.value, plan, loaded, on_step)
         refuse_unmet(migrations.manifest, ckpt, report)
     with without_garbage_collection():
         pieces, format, sentences = lay_out_as(ckpt, container, contents.protocol, options.format)
@@ -141,6 +148,51 @@ def _migrate(
     return replace(
         report, warnings=(*report.warnings, *sentences), source=source, target=target
     ), pieces
+
+
+def _refuse_other_format(container: Container, source: PartialSource, options: RunOptions) -> None:
+    """Let what reads every byte, as another format does, have all of the file."""
+    if options.format not in (None, container.format):
+        raise source.whole_needed()
+
+
+def _run_plan(
+    source: FileSource,
+    ckpt: CkptType,
+    plan: Plan,
+    migrations: Sequence[Migration],
+    on_step: OnStep | None,
+) -> tuple[CkptType, Report]:
+    """Run a plan; where some tensors are absent, it is their structure that shows what reads them.
+
+    Raises:
+        BytesNeeded: A migration wants to see bytes, or is a function, of which nobody knows what it reads.
+    """
+    if not isinstance(source, PartialSource):
+        return run_plan(ckpt, plan, migrations, on_step=on_step)
+    if any(m.operations is None for m in migrations if m.name in plan.to_run):
+        raise source.whole_needed()
+    try:
+        made = run_plan(ckpt, plan, migrations, on_step=on_step)
+    except RequirementsNotMet:
+        raise
+    except MigrationFailed as error:
+        # What failed without bytes may have wanted to see some.
+        source.refuse_needed()
+        raise source.whole_needed() from error
+    source.refuse_needed()
+    _refuse_made_of_absent(source, made[0])
+    return made
+
+
+def _refuse_made_of_absent(source: PartialSource, ckpt: CkptType) -> None:
+    """Let an operation that has read absent tensors without a word, as only one of others does, have all bytes."""
+
+    def refuse(tensor: Any) -> None:
+        if tensor.is_meta and not is_absent(tensor):
+            raise source.whole_needed()
+
+    outline(ckpt, max_entries=sys.maxsize, identify=refuse)
 
 
 def plan_contents(contents: Contents, migrations: MigrationSet, options: RunOptions) -> Plan:
@@ -161,10 +213,15 @@ def plan_contents(contents: Contents, migrations: MigrationSet, options: RunOpti
 def read_tensors(container: Container) -> Contents:
     """Read a container with real tensors, mapped from its source."""
     # Loading torch takes a second, which those who only look into a file need not wait.
-    from migrate_ckpt.formats.tensors import MappedTensors
+    from migrate_ckpt.formats.tensors import MappedTensors, PartialTensors
 
+    source = container.source
     with without_garbage_collection():
-        return container.read(MappedTensors(container))
+        if not isinstance(source, PartialSource):
+            return container.read(MappedTensors(container))
+        contents = container.read(PartialTensors(container, source))
+        source.refuse_needed()
+        return contents
 
 
 def lay_out_new(ckpt: CkptType) -> tuple[Pieces, FileSource | None]:

@@ -7,6 +7,7 @@ file, and source and target may be the same path. A file that is only read may b
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,9 @@ from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, as_set
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.conversion import lay_out_as
 from migrate_ckpt.formats.outline_tensors import OutlineTensors
+from migrate_ckpt.formats.partial_source import open_partial
 from migrate_ckpt.formats.pieces import replace_file
-from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.formats.source import ByteRange, FileSource
 from migrate_ckpt.history import read_history
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
@@ -126,18 +128,25 @@ def run_file(
     path: str | os.PathLike[str] | int,
     migrations: MigrationSet,
     *,
+    present: Iterable[ByteRange] | None = None,
     on_step: OnStep | None = None,
     **options: Unpack[RunKeywords],
 ) -> Run:
     """Run a set on a file and lay out the result, which nothing is written of yet. The file stays as it is.
 
+    A file that lies elsewhere, as in a bucket, need not be there as a whole: with `present`, the ranges of it that
+    are, each an offset and a count, it is migrated from these if that can be done, and the report's `bytes_verified`
+    is False. Otherwise `BytesNeeded` has the ranges to fetch before the next try, which may again need more.
+
     Raises:
+        BytesNeeded: More of the file must be there.
         MigrationFailed: A migration raised or returned no checkpoint; carries the report so far.
         UnwritableCheckpoint: What the migrations made cannot be pickled.
         And what `plan_file` raises.
     """
     # Whoever gets the pieces waits for the checksums first, so that all processors are free for them.
-    return _start(path, migrations, on_step, options, threads=2)
+    source = FileSource(path) if present is None else open_partial(path, present)
+    return _start(source, migrations, on_step, options, threads=2)
 
 
 def migrate_file(
@@ -167,7 +176,7 @@ def migrate_file(
         _refuse_other_bundle(bundle, source)
     migrations = as_set(folder, set_name)
     # While one thread compares checksums, this one writes the target.
-    with _start(source, migrations, on_step, options, threads=1) as run:
+    with _start(FileSource(source), migrations, on_step, options, threads=1) as run:
 
         def before_rename() -> None:
             run.verify()
@@ -216,14 +225,13 @@ def inspect_file(path: str | os.PathLike[str] | int) -> Inspection:
 
 
 def _start(
-    path: str | os.PathLike[str] | int,
+    source: FileSource,
     migrations: MigrationSet,
     on_step: OnStep | None,
     options: RunKeywords,
     *,
     threads: int,
 ) -> Run:
-    source = FileSource(path)
     try:
         return start_run(source, migrations, RunOptions(**options), on_step, threads=threads)
     except BaseException:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from migrate_ckpt.absent import is_absent, refuse_absent
 from migrate_ckpt.errors import UnwritableCheckpoint
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path
 from migrate_ckpt.formats.container import Container, Stored
@@ -118,7 +119,7 @@ def _why_not(key: object, value: object) -> str | None:
     assert isinstance(value, torch.Tensor)
     if value.layout is not torch.strided or value.is_quantized or value.is_nested:
         return "a sparse, quantised or nested tensor"
-    if value.is_meta:
+    if value.is_meta and not is_absent(value):
         return "a tensor without bytes"
     if value.__dict__ or value._backward_hooks:
         return "a tensor with attributes or hooks"
@@ -204,6 +205,7 @@ def _in_safetensors(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
 
 def _bytes_of(tensor: torch.Tensor) -> NewBytes:
     """The bytes of a tensor's elements; not copied where they lie in memory as they are written."""
+    refuse_absent(tensor.untyped_storage())
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     nbytes = tensor.numel() * tensor.itemsize
     if not nbytes:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 BLOCK_BYTES = 1 << 20
+
+ByteRange: TypeAlias = tuple[int, int]
+"""Offset and count, in bytes."""
 
 
 class Source(Protocol):
@@ -20,6 +24,14 @@ class Source(Protocol):
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes from `offset` on; fewer only at the end of the source."""
+        ...
+
+    def read_ahead(self, offset: int, count: int, most: int) -> bytes:
+        """`count` bytes from `offset` on, and up to `most` where these are as easily had."""
+        ...
+
+    def require(self, ranges: Iterable[ByteRange]) -> None:
+        """Say which ranges will be read, so that those that are not there can be fetched at once."""
         ...
 
 
@@ -49,6 +61,13 @@ class FileSource:
         ):
             data += more
         return data
+
+    def read_ahead(self, offset: int, count: int, most: int) -> bytes:
+        """Read at least so many bytes, and more for whoever goes on from there."""
+        return self.read(offset, max(count, most))
+
+    def require(self, ranges: Iterable[ByteRange]) -> None:
+        """Do nothing: all of it is there."""
 
     def close(self) -> None:
         if self._descriptor >= 0:

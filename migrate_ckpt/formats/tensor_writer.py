@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from migrate_ckpt.absent import is_absent, refuse_absent
 from migrate_ckpt.foreign import ForeignGlobal, global_path
 from migrate_ckpt.formats.opcodes import PlainTensor
 from migrate_ckpt.formats.pieces import NewBytes
@@ -57,6 +58,7 @@ class WrittenStorage:
             assert self.container is not None
             entry = self.container.storages[self.source_key]
             return self.container.source.read(entry.data_offset, entry.size)
+        refuse_absent(self.storage)
         storage = self.storage if self.storage.device.type == "cpu" else self.storage.cpu()  # type: ignore[no-untyped-call]
         if not storage.nbytes():
             return b""
@@ -206,7 +208,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether storage, offset, size, stride and dtype say all there is to say of a tensor."""
     return (
         tensor.layout is torch.strided
-        and (tensor.is_cpu or tensor.device.type in ("cuda", "mps"))
+        and (tensor.is_cpu or tensor.device.type in ("cuda", "mps") or is_absent(tensor))
         and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
     )
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from migrate_ckpt.absent import mark_absent
 from migrate_ckpt.errors import UnsafePickle
 from migrate_ckpt.foreign import ForeignGlobal
+from migrate_ckpt.formats.partial_source import AbsentRange
 from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold
 from migrate_ckpt.formats.storages import (
     QUANTISED,
@@ -27,6 +29,9 @@ from migrate_ckpt.formats.tensor_matches import Layout
 
 if TYPE_CHECKING:
     from migrate_ckpt.formats.container import Container
+    from migrate_ckpt.formats.partial_source import PartialSource
+
+SMALL_BYTES = 1 << 12
 
 # Where a torch storage that is mapped from a source keeps its storage handle: torch gives the same Python object
 # for a storage as long as the storage lives.
@@ -55,8 +60,6 @@ _GuardedParameter = type("_GuardedParameter", (torch.nn.Parameter,), dict(_GUARD
 
 class MappedTensors:
     """Builds the tensors of one container (see `pickle_reader.TensorBuilder`)."""
-
-    _device = "cpu"
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -97,8 +100,9 @@ class MappedTensors:
             tensor = self._mapped(handle, dtype, layout.numel)
             self._keep_storage(handle, tensor.untyped_storage())
         else:
-            tensor = torch.empty(0, dtype=dtype, device=self._device)
-            tensor.set_(self._real_storage(handle), layout.offset, layout.size, layout.stride)
+            storage = self._real_storage(handle)
+            tensor = torch.empty(0, dtype=dtype, device=storage.device)
+            tensor.set_(storage, layout.offset, layout.size, layout.stride)
         if layout.requires_grad:
             tensor.requires_grad_()
         return self._guard(tensor, _GuardedTensor)
@@ -152,8 +156,9 @@ class MappedTensors:
             return NOT_FOLDED
         size = tuple(size) if type(size) is torch.Size else size
         check_layout(handle.numel * handle.itemsize // dtype.itemsize, offset, size, stride)
-        tensor = torch.empty(0, dtype=dtype, device=self._device)
-        tensor.set_(self._real_storage(handle), offset, size, stride)  # type: ignore[call-overload]
+        storage = self._real_storage(handle)
+        tensor = torch.empty(0, dtype=dtype, device=storage.device)
+        tensor.set_(storage, offset, size, stride)  # type: ignore[call-overload]
         tensor.requires_grad_(requires_grad)
         self._hooks.append(hooks)
         return self._guard(tensor, _GuardedTensor)
@@ -185,9 +190,10 @@ class MappedTensors:
     def _real_storage(self, handle: StorageHandle) -> torch.UntypedStorage:
         storage = self._storages.get(handle.key)
         if storage is None:
-            storage = torch.UntypedStorage(0, device=self._device)  # type: ignore[no-untyped-call]
-            if size := self._container.storages[handle.key].size:
-                storage = self._mapped(handle, torch.uint8, size).untyped_storage()
+            size = self._container.storages[handle.key].size
+            storage = (
+                self._mapped(handle, torch.uint8, size).untyped_storage() if size else self._empty()
+            )
             self._keep_storage(handle, storage)
         return storage
 
@@ -195,6 +201,9 @@ class MappedTensors:
         """A tensor in one dimension over all of the storage's bytes."""
         offset = self._container.storages[handle.key].data_offset
         return torch.frombuffer(self._container.mapped, dtype=dtype, count=count, offset=offset)
+
+    def _empty(self) -> torch.UntypedStorage:
+        return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
 
     def _keep_storage(self, handle: StorageHandle, storage: torch.UntypedStorage) -> None:
         setattr(storage, HANDLE, handle)
@@ -204,10 +213,33 @@ class MappedTensors:
 class MetaTensors(MappedTensors):
     """Builds tensors of the same layout without bytes: views and ties are kept, and no data of the source is read."""
 
-    _device = "meta"
-
     def _mapped(self, handle: StorageHandle, dtype: torch.dtype, count: int) -> torch.Tensor:
         return torch.empty(count, dtype=dtype, device="meta")
+
+    def _empty(self) -> torch.UntypedStorage:
+        return torch.UntypedStorage(0, device="meta")  # type: ignore[no-untyped-call]
+
+
+class PartialTensors(MappedTensors):
+    """Builds tensors of a file that is there in part: mapped ones, and where their bytes are not there, absent ones.
+
+    Small storages are needed in any case: an optimizer's steps are compared.
+    """
+
+    def __init__(self, container: Container, source: PartialSource) -> None:
+        super().__init__(container)
+        self._source = source
+
+    def _mapped(self, handle: StorageHandle, dtype: torch.dtype, count: int) -> torch.Tensor:
+        stored = self._container.storages[handle.key]
+        if self._source.has(stored.data_offset, stored.size):
+            return super()._mapped(handle, dtype, count)
+        if stored.size <= SMALL_BYTES:
+            self._source.note(stored.data_offset, stored.size)
+        tensor = torch.empty(count, dtype=dtype, device="meta")
+        absent = AbsentRange(self._source, stored.data_offset, stored.size)
+        mark_absent(tensor.untyped_storage(), absent)
+        return tensor
 
 
 def _size(*args: Any) -> Any:

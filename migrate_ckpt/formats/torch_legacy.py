@@ -55,6 +55,8 @@ class TorchLegacy:
 
     def __init__(self, source: FileSource) -> None:
         self.source = source
+        # It has no directory: what stands where, only reading it from its beginning to its end tells.
+        source.require([(0, source.size)])
         self.storages: dict[str, LegacyStorage] = {}
         offset = 0
         pickles = []

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from migrate_ckpt.errors import UnreadableCheckpoint
+from migrate_ckpt.formats.partial_source import PartialSource
 from migrate_ckpt.formats.source import BLOCK_BYTES, Source
 
 
@@ -30,10 +31,17 @@ class Verification:
     def __init__(self, source: Source, checksums: Iterable[Checksum], *, threads: int = 1) -> None:
         known = [checksum for checksum in checksums if checksum.size]
         self._says_all = bool(known) and all(checksum.crc for checksum in known)
+        if isinstance(source, PartialSource):
+            there = [checksum for checksum in known if source.has(checksum.offset, checksum.size)]
+            self._says_all = self._says_all and len(there) == len(known)
+            known = there
         self._source = source
         self._is_cancelled = False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="verify")
-        batches = _batches(checksum for checksum in known if checksum.crc)
+        told = [checksum for checksum in known if checksum.crc]
+        # Between two that are there may be one that is not.
+        is_whole = not isinstance(source, PartialSource)
+        batches = _batches(told) if is_whole else ([checksum] for checksum in told)
         self._futures: list[Future[None]] = [
             self._pool.submit(self._check, batch) for batch in batches
         ]

@@ -26,6 +26,9 @@ from migrate_ckpt.formats.zip_layout import (
 MAX_GAP_BYTES = 24
 MAX_NAME_BYTES = 1000
 WINDOW_BYTES = 1 << 16
+# Around the beginning of a record: the descriptor of the one before, and its own header.
+_BEFORE_BYTES = DESCRIPTOR64.size + MAX_GAP_BYTES
+_HEADER_BYTES = LOCAL_HEADER.size + MAX_NAME_BYTES
 
 
 def read_directory(source: Source) -> dict[str, Entry]:
@@ -37,6 +40,10 @@ def read_directory(source: Source) -> dict[str, Entry]:
     """
     start, headers = find_directory(source)
     _refuse_torchscript(header.name for header in headers)
+    source.require(
+        (max(0, header.header_offset - _BEFORE_BYTES), _BEFORE_BYTES + _HEADER_BYTES)
+        for header in headers
+    )
     window = _Window(source)
     entries: dict[str, Entry] = {}
     folded: set[str] = set()
@@ -75,7 +82,7 @@ class _Window:
         start = offset - self._start
         if start < 0 or start + count > len(self._data):
             self._start, start = offset, 0
-            self._data = self._source.read(offset, max(count, WINDOW_BYTES))
+            self._data = self._source.read_ahead(offset, count, WINDOW_BYTES)
         return self._data, start
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from migrate_ckpt.absent import is_absent, note_read
 from migrate_ckpt.errors import NotInvertible, OperationError
 from migrate_ckpt.operations.moves import KEEP, Action
 from migrate_ckpt.operations.sections import is_tensor
@@ -172,10 +173,11 @@ class AddBeside:
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
         import torch
 
-        tensor = dense(values[0])
+        tensor = dense(values[0], is_read=self.reads)
         dtype = tensor.dtype if self.dtype is None else dtype_named(self.dtype)
         if self.value is not None:
-            made = torch.full(tuple(tensor.shape), self.value, dtype=dtype, device=tensor.device)
+            device = "cpu" if is_absent(tensor) else tensor.device
+            made = torch.full(tuple(tensor.shape), self.value, dtype=dtype, device=device)
         else:
             made = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
         return [values[0], of_kind(kind_of(tensor), made)]
@@ -256,12 +258,19 @@ def have_equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(*bits)
 
 
-def dense(value: Any) -> torch.Tensor:
+def dense(value: Any, *, is_read: bool = True) -> torch.Tensor:
+    """Return a value as the dense tensor that it is, whose bytes are read unless it is said that they are not.
+
+    Raises:
+        OperationError: It is none.
+    """
     import torch
 
     if not is_tensor(value) or value.layout is not torch.strided or value.is_quantized:
         raise OperationError(f"its value is a {type(value).__name__} and no dense tensor.")
     tensor: torch.Tensor = value
+    if is_read and tensor.is_meta:
+        note_read(tensor)
     return tensor
 
 

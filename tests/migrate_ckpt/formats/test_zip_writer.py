@@ -139,6 +139,12 @@ class SparsePieces:
             self._parts.append((offset, count, None if isinstance(piece, Range) else bytes(piece)))
             offset += count
 
+    def read_ahead(self, offset: int, count: int, most: int) -> bytes:
+        return self.read(offset, most)
+
+    def require(self, ranges: object) -> None:
+        pass
+
     def read(self, offset: int, count: int) -> bytes:
         found = bytearray()
         for start, length, data in self._parts:
