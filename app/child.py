@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, UPLOAD_NAME, RunRequest
+from app.run_request import NEW_BYTES_NAME, OUTCOME_NAME, PRESENT_NAME, UPLOAD_NAME, RunRequest
 from app.timeline import Timeline
 from migrate_ckpt import (
+    BytesNeeded,
     Format,
     MigrateCkptError,
     MigrationFailed,
@@ -85,12 +86,18 @@ def _migrate(
         on_step(position, count, name)
 
     options = _options(request)
-    with run_file(source, _set(request), **options, on_step=begin_step) as done:
-        timeline.take(done.report)
-        timeline.begin("write")
-        pieces = spill(done.pieces, Path(request.scratch_folder) / NEW_BYTES_NAME)
-        report = replace(done.verify(), fingerprint=request.fingerprint)
-        return {"report": report.to_dict(), "header": report.to_header(), "pieces": pieces}
+    present = _present(request)
+    try:
+        with run_file(
+            source, _set(request), **options, present=present, on_step=begin_step
+        ) as done:
+            timeline.take(done.report)
+            timeline.begin("write")
+            pieces = spill(done.pieces, Path(request.scratch_folder) / NEW_BYTES_NAME)
+            report = replace(done.verify(), fingerprint=request.fingerprint)
+            return {"report": report.to_dict(), "header": report.to_header(), "pieces": pieces}
+    except BytesNeeded as error:
+        return {"needs": [list(each) for each in error.ranges]}
 
 
 def _plan(
@@ -149,6 +156,14 @@ def _options(request: RunRequest) -> _Options:
 
 def _source(request: RunRequest, opened: int | None) -> Path | int:
     return Path(request.scratch_folder) / UPLOAD_NAME if opened is None else opened
+
+
+def _present(request: RunRequest) -> list[tuple[int, int]] | None:
+    """Return what is there of an upload that was fetched in part; None where all of it is."""
+    path = Path(request.scratch_folder) / PRESENT_NAME
+    if not path.exists():
+        return None
+    return [(offset, count) for offset, count in json.loads(path.read_text("ascii"))]
 
 
 def _set(request: RunRequest) -> MigrationSet:

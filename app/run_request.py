@@ -10,6 +10,8 @@ from migrate_ckpt import Format, Policy
 UPLOAD_NAME = "upload"
 OUTCOME_NAME = "outcome.json"
 NEW_BYTES_NAME = "new"
+# Offsets and counts of what is there of an upload that was fetched in part.
+PRESENT_NAME = "present.json"
 
 # How a run ends that has written its outcome. Not 0: a migration may end the process with that.
 DONE_STATUS = 113

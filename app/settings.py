@@ -184,6 +184,11 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How often versions are looked for whose delivery did not arrive; without it, never.",
     )
+    fetch_whole: bool = Field(
+        False,
+        description="Fetch all of a checkpoint that lies in a bucket, and compare its checksums, also where a few of "
+        "its bytes would do.",
+    )
     allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (),
         description="The networks, beside public ones, that the service may connect to for a job.",

@@ -59,12 +59,13 @@ class Peer:
 
 
 class Ours:
-    """A job of a service that runs."""
+    """A job of a service that runs, with a set of its migrations."""
 
-    name = "ours"
     is_migrating = True
 
-    def __init__(self, bucket: Bucket, port: int, pid: int) -> None:
+    def __init__(self, name: str, set_name: str, bucket: Bucket, port: int, pid: int) -> None:
+        self.name = name
+        self._set_name = set_name
         self._place = f"s3://{bucket.name}"
         self._port = port
         self._pid = pid
@@ -75,6 +76,7 @@ class Ours:
             "source": f"{self._place}/{source}",
             "destination": f"{self._place}/{target}",
             "overwrite": True,
+            "set": self._set_name,
         }
         begun = time.perf_counter()
         document = call(self._port, "/jobs", order)
@@ -106,7 +108,12 @@ def measure_all(options: argparse.Namespace, folder: Path) -> None:
             "TMPDIR": str(folder),
         }
         port, pid = stack.enter_context(server(["-m", "app", "serve"], folder, "/readyz"))
-        contenders = [Peer("copy", bucket), Ours(bucket, port, pid), Peer("naive", bucket)]
+        contenders = [
+            Peer("copy", bucket),
+            Ours("by reference", "by_reference", bucket, port, pid),
+            Ours("ours", "default", bucket, port, pid),
+            Peer("naive", bucket),
+        ]
         for size in options.sizes:
             measure(contenders, bucket, folder, size, options.rounds)
 

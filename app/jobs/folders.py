@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.copying import flush
-from app.run_request import UPLOAD_NAME
+from app.run_request import PRESENT_NAME, UPLOAD_NAME
 from app.scratch import remove_tree
 from app.settings import PREFIX, SettingsError
 
@@ -52,6 +52,7 @@ class JobFolders:
     def new_upload(self, job_id: str) -> Path:
         """Return where the checkpoint of a job is to be written that lies elsewhere."""
         (self._jobs / job_id).mkdir(mode=0o700, exist_ok=True)
+        self.upload(job_id).with_name(PRESENT_NAME).unlink(missing_ok=True)
         return self.upload(job_id)
 
     def begin_run(self, job_id: str, scratch_root: Path, *, with_upload: bool = True) -> Path:
@@ -70,6 +71,10 @@ class JobFolders:
             if error.errno != errno.EXDEV:
                 raise
             shutil.copyfile(self.upload(job_id), run / UPLOAD_NAME)
+        present = self.upload(job_id).with_name(PRESENT_NAME)
+        if present.exists():
+            shutil.copyfile(present, run / PRESENT_NAME)
+            (run / PRESENT_NAME).chmod(0o644)
         return run
 
     def remove(self, job_id: str) -> None:

@@ -17,9 +17,12 @@ from app.runs import read_outcome
 from app.scratch import open_left_file
 from app.storage.local_files import open_file, refuse_changed
 from app.storage.locations import Location
+from app.storage.part_copies import AnyExtent
+from app.storage.part_fetching import RemoteObject, RemoteRange
 from app.threads import Check
 
 DIGEST_BYTES = 4 * 2**20
+MAX_RANGES = 100_000
 
 
 @contextmanager
@@ -61,6 +64,24 @@ def read_run_outcome(run: Path) -> dict[str, Any]:
     return read_outcome(open_left_file(run / OUTCOME_NAME))
 
 
+def needed_ranges(result: Mapping[str, Any], fetched: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return the ranges that a run says it needs of a source that was fetched in part; none where it has a result.
+
+    Raises:
+        RunFailed: it says what makes no sense; it was written where migrations run.
+    """
+    needs = result.get("needs", [])
+    size: int = fetched["size"]
+    try:
+        ranges = [(int(offset), int(count)) for offset, count in needs]
+    except (TypeError, ValueError):
+        ranges = [(-1, 0)]
+    is_sane = all(offset >= 0 and count > 0 and offset + count <= size for offset, count in ranges)
+    if not is_sane or (ranges and "e_tag" not in fetched) or len(ranges) > MAX_RANGES:
+        raise RunFailed("internal", "The run asked for bytes that there are not.")
+    return ranges
+
+
 def made_by(
     run: Path, fetched: Mapping[str, Any], stack: ExitStack
 ) -> tuple[dict[str, Any], list[Extent]]:
@@ -70,10 +91,7 @@ def made_by(
         RunFailed: it has made nothing.
         ServiceError: the source is a file that was changed meanwhile.
     """
-    outcome = read_run_outcome(run)
-    if "error" in outcome:
-        raise RunFailed.from_dict(outcome["error"])
-    result = outcome["result"]
+    result = _result(run)
     is_file = "file" in fetched
     source = _open_source(fetched, stack) if is_file else _open(run / UPLOAD_NAME, stack)
     descriptors = {"source": source, "new": _open(run / NEW_BYTES_NAME, stack)}
@@ -81,6 +99,31 @@ def made_by(
         Extent(descriptors[which], offset, count) for which, offset, count in result["pieces"]
     ]
     return {"header": result["header"], "report": result["report"]}, extents
+
+
+def made_in_part(
+    run: Path, remote: RemoteObject, stack: ExitStack
+) -> tuple[dict[str, Any], list[AnyExtent]]:
+    """Do the same for a source that was fetched in part: what of it is in the result is left where it is.
+
+    Raises:
+        RunFailed: it has made nothing.
+    """
+    result = _result(run)
+    new = _open(run / NEW_BYTES_NAME, stack)
+    extents: list[AnyExtent] = [
+        RemoteRange(remote, offset, count) if which == "source" else Extent(new, offset, count)
+        for which, offset, count in result["pieces"]
+    ]
+    return {"header": result["header"], "report": result["report"]}, extents
+
+
+def _result(run: Path) -> dict[str, Any]:
+    outcome = read_run_outcome(run)
+    if "error" in outcome:
+        raise RunFailed.from_dict(outcome["error"])
+    result: dict[str, Any] = outcome["result"]
+    return result
 
 
 def _open_source(fetched: Mapping[str, Any], stack: ExitStack) -> int:

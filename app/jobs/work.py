@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,17 +20,32 @@ from app.jobs.engine import Find, Say, Step
 from app.jobs.folders import JobFolders
 from app.jobs.job import JobRequest, Progress
 from app.jobs.results import KeptResult, Results, expired
-from app.jobs.run_files import digest_file, made_by, opened_source, read_run_outcome
+from app.jobs.run_files import (
+    digest_file,
+    made_by,
+    made_in_part,
+    needed_ranges,
+    opened_source,
+    read_run_outcome,
+)
 from app.jobs.uploads import Uploads
+from app.run_facts import RunFacts
 from app.run_request import RunRequest
 from app.runs import with_migrations
-from app.sandbox import Sandbox
+from app.sandbox import OnStep, Sandbox
 from app.scratch import remove_tree
 from app.sets import MigrationSets
 from app.settings import Settings
 from app.storage.attempts import attempts
 from app.storage.blocks import write_blocks
-from app.storage.locations import Location
+from app.storage.locations import BUCKETS, Location
+from app.storage.part_copies import AnyExtent
+from app.storage.part_fetching import (
+    MAX_ROUNDS,
+    PartialFile,
+    Ranges,
+    RemoteObject,
+)
 from app.storage.transfers import Transfers
 from app.telemetry import Telemetry
 from app.threads import until_abandoned
@@ -185,8 +200,23 @@ class MigrationWork:
         def tell(received: int) -> None:
             say(replace(progress, done_bytes=received))
 
+        remote = await self._may_be_in_part(request, source)
+        if remote is not None:
+            part = PartialFile(remote, target)
+            await asyncio.to_thread(part.create)
+            tell(await part.fetch_first())
+            return remote.to_fetched()
         fetched = await self._transfers.fetch(source, target, tell)
         return {"size": fetched.size, "digest": fetched.digest}
+
+    async def _may_be_in_part(self, request: JobRequest, source: Location) -> RemoteObject | None:
+        """Return an object of which no more need be fetched than the migrations read: what goes to a bucket again."""
+        is_from_bucket = source.scheme in BUCKETS and not self._settings.fetch_whole
+        if not is_from_bucket or request.destination is None:
+            return None
+        if self._transfers.destinations.parse(request.destination).scheme not in BUCKETS:
+            return None
+        return await self._transfers.look_at_object(source)
 
     async def _look_at_file(self, source: Location, progress: Progress, say: Say) -> dict[str, Any]:
         """Read a file where it lies, for its SHA-256."""
@@ -278,33 +308,58 @@ class MigrationWork:
             say(replace(progress, migration=f"{name} ({position} of {count})"))
 
         with self._telemetry.run("migrate", size, migration_set) as facts:
-            async with self._admission.turn(size):
-                if self._admission.is_stopping:
-                    # What would begin now would not end; it begins when the service does.
-                    await asyncio.Event().wait()
-                say(progress)
-                facts.begin()
-                run = await asyncio.to_thread(
-                    self._folders.begin_run,
-                    request.id,
-                    self._scratch_root,
-                    with_upload="file" not in fetched,
+            for left in reversed(range(MAX_ROUNDS)):
+                async with self._admission.turn(size):
+                    if self._admission.is_stopping:
+                        # What would begin now would not end; it begins when the service does.
+                        await asyncio.Event().wait()
+                    say(progress)
+                    facts.begin()
+                    run, needs = await self._run_once(request, fetched, order, on_step, facts)
+                if not needs:
+                    return run
+                await asyncio.to_thread(remove_tree, run)
+                await self._fetch_more(request, fetched, needs if left > 1 else [(0, size)])
+        raise AssertionError("unreachable: where all of it is there, nothing more is needed")
+
+    async def _run_once(
+        self,
+        request: JobRequest,
+        fetched: Mapping[str, Any],
+        order: RunRequest,
+        on_step: OnStep,
+        facts: RunFacts,
+    ) -> tuple[Path, Ranges]:
+        """Return the folder of one run, and what more it needs of a checkpoint that was fetched in part."""
+        run = await asyncio.to_thread(
+            self._folders.begin_run,
+            request.id,
+            self._scratch_root,
+            with_upload="file" not in fetched,
+        )
+        try:
+            order = replace(order, scratch_folder=str(run))
+            with opened_source(fetched) as source:
+                await self._sandbox.run(
+                    order,
+                    label=f"of job {request.id}",
+                    on_step=on_step,
+                    facts=facts,
+                    source=source,
                 )
-                try:
-                    order = replace(order, scratch_folder=str(run))
-                    with opened_source(fetched) as source:
-                        await self._sandbox.run(
-                            order,
-                            label=f"of job {request.id}",
-                            on_step=on_step,
-                            facts=facts,
-                            source=source,
-                        )
-                    facts.take(await asyncio.to_thread(read_run_outcome, run))
-                except BaseException:
-                    remove_tree(run)
-                    raise
-        return run
+            result = facts.take(await asyncio.to_thread(read_run_outcome, run))
+            return run, needed_ranges(result, fetched)
+        except BaseException:
+            remove_tree(run)
+            raise
+
+    async def _fetch_more(
+        self, request: JobRequest, fetched: Mapping[str, Any], ranges: Ranges
+    ) -> None:
+        """Fetch what a run needs beside what is there."""
+        remote = self._remote(request, fetched)
+        count = await PartialFile(remote, self._folders.upload(request.id)).fetch(ranges)
+        logger.info("job %s needs %d bytes more of its source", request.id, count)
 
     async def _store(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
@@ -348,10 +403,11 @@ class MigrationWork:
         assert request.destination is not None
         destination = self._transfers.destinations.parse(request.destination)
         with ExitStack() as stack:
+            extents: Sequence[AnyExtent]
             if kept is not None:
                 facts, extents = dict(kept.facts), [await kept.open(stack)]
             else:
-                facts, extents = made_by(Path(before["run"]), before["fetched"], stack)
+                facts, extents = self._made(request, before, stack)
             size = sum(extent.count for extent in extents)
 
             def tell(written: int) -> None:
@@ -369,6 +425,19 @@ class MigrationWork:
         if before["run"] is not None:
             await asyncio.to_thread(remove_tree, Path(before["run"]))
         return {"fingerprint": before["fingerprint"], "size": size, **facts}
+
+    def _made(
+        self, request: JobRequest, before: Mapping[str, Any], stack: ExitStack
+    ) -> tuple[dict[str, Any], Sequence[AnyExtent]]:
+        """Return what there is to say of what the run has made, and its bytes; some may still be in the source."""
+        fetched = before["fetched"]
+        if "e_tag" not in fetched:
+            return made_by(Path(before["run"]), fetched, stack)
+        return made_in_part(Path(before["run"]), self._remote(request, fetched), stack)
+
+    def _remote(self, request: JobRequest, fetched: Mapping[str, Any]) -> RemoteObject:
+        assert request.source is not None
+        return RemoteObject.of(fetched, self._transfers.sources.parse(request.source))
 
     async def _keep(self, before: Mapping[str, Any], progress: Progress, say: Say) -> KeptResult:
         with ExitStack() as stack:

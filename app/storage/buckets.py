@@ -75,6 +75,42 @@ async def _blocks(location: Location, found: Any) -> AsyncIterator[bytes]:
             yield bytes(block)
 
 
+async def look_at_object(location: Location) -> tuple[int, str | None]:
+    """Return the size of an object, and the entity tag that changes with its bytes, if the store has one.
+
+    Raises:
+        ServiceError: there is none, or it cannot be read.
+    """
+    with _translated(location, "source"):
+        store = store_of(location.scheme, location.authority)
+        meta = await obstore.head_async(store, location.path)
+    return meta["size"], meta["e_tag"]
+
+
+async def read_range(
+    location: Location, e_tag: str, offset: int, count: int
+) -> AsyncIterator[bytes]:
+    """Hand out a range of an object.
+
+    Raises:
+        ServiceError: it cannot be read, or is another one by now than that with this entity tag.
+    """
+    try:
+        with _translated(location, "source"):
+            found = await obstore.get_async(
+                store_of(location.scheme, location.authority),
+                location.path,
+                options={"range": (offset, offset + count), "if_match": e_tag},
+            )
+            async for block in found.stream(min_chunk_size=BLOCK_BYTES):
+                yield bytes(block)
+    except ServiceError as error:
+        if isinstance(error.__cause__, exceptions.PreconditionError):
+            message = f"{location} was changed while it was migrated; send the job again."
+            raise ServiceError("source_changed", message, retryable=True) from error
+        raise
+
+
 async def object_fingerprint(location: Location) -> tuple[bool, str | None]:
     """Return whether there is an object, and the fingerprint that one of ours has.
 

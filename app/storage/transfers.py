@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from app.copying import Tell
@@ -18,7 +20,7 @@ from app.settings import Settings
 from app.storage import buckets
 from app.storage.allowed import AllowedLocations
 from app.storage.attempts import attempts
-from app.storage.blocks import Fetched, blocks_of, write_blocks
+from app.storage.blocks import Fetched, write_blocks
 from app.storage.local_files import (
     exists_already,
     identity_of,
@@ -27,9 +29,14 @@ from app.storage.local_files import (
     write_file,
 )
 from app.storage.locations import BUCKETS, WEB, Location
+from app.storage.part_copies import AnyExtent, NoPartCopies, PartCopies
+from app.storage.part_fetching import WHOLE_BYTES, RemoteObject, RemoteRange
+from app.storage.remote_blocks import blocks_of_any
 from app.storage.web import blocks_of_web, open_web
 from app.threads import Check, until_abandoned
 from app.uploads import too_large
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,18 @@ class Transfers:
             message = f"{source} was not here after the {self.fetch_timeout_seconds:g} seconds it may take."
             raise ServiceError("source_unavailable", message, retryable=True) from error
 
+    async def look_at_object(self, source: Location) -> RemoteObject | None:
+        """Return an object that may be fetched in part; None where all of it is to be fetched.
+
+        Raises:
+            ServiceError: there is none, it is too large, or it cannot be looked at.
+        """
+        self.sources.refuse(source)
+        size, e_tag = await buckets.look_at_object(source)
+        if size > self.max_bytes:
+            raise too_large(self.max_bytes)
+        return RemoteObject(source, e_tag, size) if e_tag and size > WHOLE_BYTES else None
+
     async def _try_fetch(self, source: Location, target: Path, tell: Tell) -> Fetched:
         async for attempt in attempts():
             with attempt:
@@ -131,7 +150,7 @@ class Transfers:
 
     async def deliver(
         self,
-        extents: Iterable[Extent],
+        extents: Sequence[AnyExtent],
         destination: Location,
         fingerprint: str,
         tell: Tell,
@@ -141,12 +160,16 @@ class Transfers:
     ) -> None:
         """Write a result to its destination, where it is when it is whole.
 
+        Ranges of an object go to a bucket only. The store copies them by itself, if it can, and otherwise they are
+        streamed from there to here and back.
+
         Raises:
             ServiceError: it cannot be written, or another file is there that may not be replaced.
         """
-        extents = list(extents)
         self.destinations.refuse(destination)
         if destination.scheme == "file":
+            here = [extent for extent in extents if isinstance(extent, Extent)]
+            assert len(here) == len(extents)
 
             def write(check: Check) -> None:
                 def check_and_tell(written: int) -> None:
@@ -154,16 +177,48 @@ class Transfers:
                     tell(written)
 
                 write_file(
-                    destination, extents, check_and_tell, writer=writer, may_replace=may_replace
+                    destination, here, check_and_tell, writer=writer, may_replace=may_replace
                 )
 
             await until_abandoned(write)
             return
+        if await self._assemble(extents, destination, fingerprint, tell):
+            return
         size = sum(extent.count for extent in extents)
         async for attempt in attempts():
             with attempt:
-                blocks = blocks_of(extents, tell)
+                blocks = blocks_of_any(extents, tell)
                 await buckets.put_object(destination, blocks, size, fingerprint)
+
+    async def _assemble(
+        self,
+        extents: Sequence[AnyExtent],
+        destination: Location,
+        fingerprint: str,
+        tell: Tell,
+    ) -> bool:
+        """Have the store copy what it has by itself; return whether it does that."""
+        remote = [extent for extent in extents if isinstance(extent, RemoteRange)]
+        schemes = {destination.scheme, *(extent.source.location.scheme for extent in remote)}
+        copies = PartCopies.from_environment() if remote and schemes == {"s3"} else None
+        if copies is None:
+            return False
+        write = partial(copies.write, destination, extents, fingerprint, tell)
+        try:
+            async for attempt in attempts():
+                with attempt:
+                    moved = await until_abandoned(write)
+        except NoPartCopies as error:
+            logger.info("%s is sent, as its store copies no parts: %s", destination, error)
+            return False
+        logger.info(
+            "%s: %d bytes were copied by the store, %d fetched and %d sent",
+            destination,
+            moved.copied_bytes,
+            moved.fetched_bytes,
+            moved.sent_bytes,
+        )
+        return True
 
     async def _fetch_object(self, source: Location, target: Path, tell: Tell) -> Fetched:
         size, blocks = await buckets.open_object(source)

@@ -70,7 +70,7 @@ def running_seaweed(folder: Path) -> Iterator[Bucket]:
         "ip.bind": "127.0.0.1",
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": "1024",
-        "volume.max": "20",
+        "volume.max": "60",
         "filer": "true",
         "s3": "true",
         "s3.config": str(folder / "s3.json"),

@@ -249,9 +249,11 @@ def test_damage_in_what_is_fetched_is_found(old: Path, tmp_path: Path, write_fol
     data[place] ^= 1
     old.write_bytes(data)
 
+    folder = write_folder(declared('split("layers.0.w", ["a", "b"])'))
+    remote = Remote(old, tmp_path / "part")
+
     with pytest.raises(UnreadableCheckpoint, match="damaged"):
-        folder = write_folder(declared('split("layers.0.w", ["a", "b"])'))
-        Remote(old, tmp_path / "part").run(folder, tmp_path / "new")
+        remote.run(folder, tmp_path / "new")
 
 
 def test_range_that_was_not_fetched_is_never_read_as_zeros(tmp_path: Path) -> None:
