@@ -21,7 +21,7 @@ pytest.importorskip("boto3", reason="the extra [jobs] is not installed")
 pytest.importorskip("dbos", reason="the extra [jobs] is not installed")
 pytestmark = pytest.mark.acceptance
 
-COUNT = int(os.environ.get("MIGRATE_CKPT_TEST_TENSORS", "64"))
+COUNT = int(os.environ.get("TEST_TENSORS", "64"))
 TENSOR_BYTES = 4 * 2**20
 SECONDS = 120
 # The first part has 5 MiB, which are fetched and sent, and beside the headers and the pickle there is HTTP.
