@@ -54,6 +54,8 @@ ROUTES: Mapping[str, Scope | Literal["open"]] = {
     "POST /hooks/standard": "open",
     "GET /livez": "open",
     "GET /readyz": "open",
+    "GET /": "open",
+    "GET /page/{asset}": "open",
     "GET /docs": "open",
     "GET /docs/start.js": "open",
     "GET /docs/{asset}": "open",

@@ -104,7 +104,9 @@ def _plan(
     source: Path | int, request: RunRequest, on_step: OnStep, timeline: Timeline
 ) -> dict[str, Any]:
     options = _options(request)
-    return plan_file(source, _set(request), with_changes=request.changes, **options).to_dict()
+    plan = plan_file(source, _set(request), with_changes=request.changes, **options).to_dict()
+    inspection = {"inspection": inspect_file(source).to_dict()} if request.inspection else {}
+    return {**plan, **inspection}
 
 
 def _inspect(

@@ -57,8 +57,24 @@ _closed(Renamed)
 
 
 @_closed
+class Inspection(TypedDict):
+    """What is in a file."""
+
+    format: str
+    size: int
+    protocol: int
+    history: list[str] | None
+    history_error: str | None
+    globals: list[str]
+    calls: dict[str, int]
+    hidden_calls: dict[str, int]
+    outline: list[Entry]
+    outline_truncated: bool
+
+
+@_closed
 class Plan(TypedDict):
-    """What a run would do."""
+    """What a run would do; the last member is there where it was asked for."""
 
     set: str
     set_digest: str | None
@@ -73,6 +89,7 @@ class Plan(TypedDict):
     renamed: list[Renamed]
     steps: list[Step]
     warnings: list[str]
+    inspection: NotRequired[Inspection]
 
 
 @_closed
@@ -115,22 +132,6 @@ class Report(TypedDict):
     target: FileFacts | None
     bytes_verified: bool | None
     fingerprint: str | None
-
-
-@_closed
-class Inspection(TypedDict):
-    """What is in a file."""
-
-    format: str
-    size: int
-    protocol: int
-    history: list[str] | None
-    history_error: str | None
-    globals: list[str]
-    calls: dict[str, int]
-    hidden_calls: dict[str, int]
-    outline: list[Entry]
-    outline_truncated: bool
 
 
 @_closed

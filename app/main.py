@@ -23,7 +23,18 @@ from app.live_metrics import live_metrics
 from app.metrics import Metrics
 from app.openapi import complete_description
 from app.request_ids import RequestIdMiddleware
-from app.routes import docs, health, hooks, inspect, jobs, metrics, migrate, migrations, plan
+from app.routes import (
+    docs,
+    health,
+    hooks,
+    inspect,
+    jobs,
+    metrics,
+    migrate,
+    migrations,
+    page,
+    plan,
+)
 from app.sandbox import Sandbox
 from app.scratch_room import free_bytes
 from app.security_headers import SecurityHeadersMiddleware
@@ -83,7 +94,7 @@ def create_app(settings: Settings, role: Role = "serve") -> FastAPI:
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
     of_a_service = (
-        (migrate, plan, inspect, jobs, hooks, migrations, docs) if role == "serve" else ()
+        (page, migrate, plan, inspect, jobs, hooks, migrations, docs) if role == "serve" else ()
     )
     for resource in (*of_a_service, health, metrics):
         app.include_router(resource.router)

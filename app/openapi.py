@@ -35,6 +35,10 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "Try the migrations out, and say for each what it would add, remove, change and rename.",
         "schema": {"type": "boolean", "default": False},
     },
+    "inspection": {
+        "description": "Say what is in the file, as /inspect does, too.",
+        "schema": {"type": "boolean", "default": False},
+    },
     "callback": {
         "description": "Of a job: the URL that is told when it has ended.",
         "schema": {"type": "string"},

@@ -10,7 +10,7 @@ from app.errors import ServiceError
 from migrate_ckpt import Format, Policy
 
 _SHARED_PARAMETERS = ("set", "to", "policy", "allow_unknown_history")
-PLAN_PARAMETERS = (*_SHARED_PARAMETERS, "changes")
+PLAN_PARAMETERS = (*_SHARED_PARAMETERS, "changes", "inspection")
 RUN_PARAMETERS = (*_SHARED_PARAMETERS, "format")
 CALLBACK = "callback"
 JOB_PARAMETERS = (*RUN_PARAMETERS, CALLBACK)
@@ -35,6 +35,7 @@ class RunParameters:
     allow_unknown_history: bool = False
     format: Format | None = None
     changes: bool = False
+    inspection: bool = False
 
 
 def check_query(given: Iterable[tuple[str, str]], known: Collection[str]) -> None:
@@ -74,6 +75,7 @@ def read_parameters(given: Iterable[tuple[str, str]]) -> RunParameters:
         allow_unknown_history=_choice("allow_unknown_history", values, _BOOLEANS) or False,
         format=_choice("format", values, {format: format for format in FORMATS}),
         changes=_choice("changes", values, _BOOLEANS) or False,
+        inspection=_choice("inspection", values, _BOOLEANS) or False,
     )
 
 

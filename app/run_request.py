@@ -31,5 +31,6 @@ class RunRequest:
     allow_unknown_history: bool = False
     format: Format | None = None
     changes: bool = False
+    inspection: bool = False
     allowed_globals: tuple[str, ...] | None = None
     fingerprint: str | None = None

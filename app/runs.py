@@ -146,6 +146,7 @@ def with_migrations(
         allow_unknown_history=asked.allow_unknown_history,
         format=asked.format,
         changes=asked.changes,
+        inspection=asked.inspection,
         allowed_globals=settings.allowed_globals,
         fingerprint=fingerprint(
             input_digest=input_digest,

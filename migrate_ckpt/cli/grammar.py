@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from migrate_ckpt import __version__
 from migrate_ckpt.cli import commands, folder_commands, manifest_commands
+from migrate_ckpt.cli.completion import SHELLS, print_completion
 from migrate_ckpt.folder import DEFAULT_SET
 from migrate_ckpt.formats.conversion import Format
 from migrate_ckpt.linting.findings import CODES
@@ -50,6 +51,11 @@ _REVERT_EXAMPLES = """examples:
 With its undo bundle, NAME.undo, a file is put back byte for byte, whatever the migrations did. Without one, or if it
 was trained on since, each migration is taken back by its operations, or by the revert(ckpt) in its file; what would
 lose something is refused, and nothing is written.
+"""
+
+_COMPLETION_EXAMPLES = """examples:
+  migrate-ckpt completion bash > ~/.local/share/bash-completion/completions/migrate-ckpt
+  migrate-ckpt completion zsh > ~/.zfunc/_migrate-ckpt      with ~/.zfunc in fpath
 """
 
 _PLAN_EXAMPLES = """examples:
@@ -255,6 +261,16 @@ def _add_verify(words: Any) -> None:
     _add_set(verify)
 
 
+def _add_completion(words: Any) -> None:
+    text = "print what lets a shell complete this command"
+    word = _add(words, "completion", _complete, text, _COMPLETION_EXAMPLES)
+    word.add_argument("shell", choices=SHELLS)
+
+
+def _complete(options: argparse.Namespace) -> int:
+    return print_completion(parser(), options.shell)
+
+
 def _add_section(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--section", metavar="PATH", help="where the state dict stands, as in ema.model"
@@ -340,4 +356,5 @@ _WORDS = (
     _add_check,
     _add_manifest,
     _add_verify,
+    _add_completion,
 )
