@@ -1,4 +1,4 @@
-"""Measure library and service beside others: `python benchmarks [library|service|load|buckets] [options]`.
+"""Measure library and service beside others: `python benchmarks [library|service|load|buckets|plot] [options]`.
 
 Without arguments the first two are measured, with their defaults. What is printed is Markdown, to keep.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import library
 import load
+import plot
 import service
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -34,7 +35,7 @@ def main() -> None:
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure beside others.")
-    commands = parser.add_subparsers(required=True, metavar="library|service|load|buckets")
+    commands = parser.add_subparsers(required=True, metavar="library|service|load|buckets|plot")
     of_library = commands.add_parser("library", help="in one process, beside torch and `cp`")
     add_arguments(of_library, sizes=["1GB"], rounds=3)
     library.add_arguments(of_library)
@@ -49,6 +50,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     of_buckets = commands.add_parser("buckets", help="jobs from bucket to bucket, beside `copy`")
     add_arguments(of_buckets, sizes=["1GB"], rounds=3)
     of_buckets.set_defaults(measure_all=measure_buckets)
+    of_plot = commands.add_parser("plot", help="time and memory against size, as a picture")
+    add_arguments(of_plot, sizes=["10MB", "100MB", "1GB", "4GB"], rounds=3)
+    of_plot.add_argument("--output", type=Path, default=plot.PICTURE)
+    of_plot.set_defaults(measure_all=plot.measure_all)
     return parser.parse_args(arguments)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import shtab
-
 from migrate_ckpt.cli.exit_codes import DONE
 
-SHELLS = tuple(shtab.SUPPORTED_SHELLS)
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 def print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    # Loaded only here: no other command has a use for it.
+    import shtab
+
     _mean_files(parser)
     print(shtab.complete(parser, shell))
     return DONE
@@ -20,6 +21,8 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
 
 def _mean_files(parser: argparse.ArgumentParser) -> None:
     """Say of each argument that is a path that a file or folder is meant."""
+    import shtab
+
     for action in parser._actions:
         if action.type is Path:
             action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -55,6 +55,6 @@ def test_page_starts_with_the_description_of_the_interface(client: Client) -> No
     assert client.get(f"/{url}").json()["info"]["title"] == "migrate-ckpt"
 
 
-@pytest.mark.parametrize("asset", ["..", "%2e%2e%2f__init__.py", "__init__.py", "none"])
+@pytest.mark.parametrize("asset", ["%2e%2e%2f__init__.py", "__init__.py", "none"])
 def test_nothing_else_is_given_out(client: Client, asset: str) -> None:
     assert client.get(f"/docs/{asset}").status_code == 404

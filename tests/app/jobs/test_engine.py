@@ -329,6 +329,7 @@ def killed_worker(database_url: str) -> Iterator[Callable[[], str]]:
         process.stdout.close()
 
 
+@pytest.mark.acceptance
 def test_job_of_a_worker_that_was_killed_goes_on_elsewhere(run: Any, database_url: str) -> None:
     async def test(working: Any) -> None:
         async with working(None) as engine:
@@ -345,6 +346,7 @@ def test_job_of_a_worker_that_was_killed_goes_on_elsewhere(run: Any, database_ur
     run(test)
 
 
+@pytest.mark.acceptance
 def test_job_whose_worker_is_killed_each_time_is_given_up(run: Any, database_url: str) -> None:
     async def test(working: Any) -> None:
         async with working(None) as engine:
