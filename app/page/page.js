@@ -30,16 +30,21 @@ function explain(error) {
     show("result", element("p", { class: "soft" }, "Cancelled. Nothing has changed."));
     return;
   }
-  if (error instanceof Problem && error.status === 401) askForToken();
+  if (error instanceof Problem && error.status === 401 && !askForToken()) return;
   const id = error.requestId ? element("p", { class: "hint" }, "request ", element("code", {}, error.requestId)) : null;
-  show("problem", element("div", {}, element("p", { class: "bad" }, error.message), id));
+  show("problem", element("div", {}, element("p", { class: "bad" }, sentence(error.message)), id));
 }
 
+/** Show the field for a token, and return whether there was one, which is not good then. */
 function askForToken() {
-  if (hasToken()) forgetToken();
+  const wasThere = hasToken();
+  forgetToken();
   byId("access").hidden = false;
   byId("token").focus();
+  return wasThere;
 }
+
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
 
 async function lookAt(file) {
   chosen = file;

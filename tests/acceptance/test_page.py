@@ -195,7 +195,7 @@ def test_wrong_file_is_refused_in_a_sentence(page: Any, tmp_path: Path, name: st
 
     choose(page, path)
 
-    page.get_by_role("alert").get_by_text("the file is").wait_for()
+    page.get_by_role("alert").get_by_text("The file is").wait_for()
     picture(page, f"wrong-{name}")
 
 
@@ -296,7 +296,11 @@ def test_token_is_asked_for_and_used(browser: Any, folder: Path, old: Path, tmp_
     with running_service(folder, **settings) as service:
         for page in opened(browser, service):
             page.get_by_label("This service asks for an access token").wait_for()
+            assert page.locator("#problem").text_content() == ""
             picture(page, "token")
+            page.get_by_label("This service asks for an access token").fill("another")
+            page.get_by_role("button", name="Use it").click()
+            page.get_by_role("alert").get_by_text("token").wait_for()
             page.get_by_label("This service asks for an access token").fill(token)
             page.get_by_role("button", name="Use it").click()
             page.get_by_text("0001_strip").first.wait_for()
