@@ -95,7 +95,9 @@ class ReverseRun:
         Raises:
             UndoRefused: One cannot be taken back from this checkpoint.
         """
-        history = read_history(ckpt)
+        found = read_history(ckpt)
+        # The plan knows those whose files were renamed by their new names.
+        history = found.with_renamed(self._plan.renamed, set_name=self._plan.set_name)
         was_flat = is_flat_state_dict(ckpt)
         for migration in reversed(self._migrations):
             ckpt = self._take_back(migration, ckpt)

@@ -319,7 +319,7 @@ class MigrationWork:
                 if not needs:
                     return run
                 await asyncio.to_thread(remove_tree, run)
-                await self._fetch_more(request, fetched, needs if left > 1 else [(0, size)])
+                await self._fetch_more(request, fetched, needs if left > 1 else [(0, size)], say)
         raise AssertionError("unreachable: where all of it is there, nothing more is needed")
 
     async def _run_once(
@@ -354,11 +354,14 @@ class MigrationWork:
             raise
 
     async def _fetch_more(
-        self, request: JobRequest, fetched: Mapping[str, Any], ranges: Ranges
+        self, request: JobRequest, fetched: Mapping[str, Any], ranges: Ranges, say: Say
     ) -> None:
         """Fetch what a run needs beside what is there."""
+        total = sum(count for _, count in ranges)
+        progress = Progress("fetch", 1, len(self.steps), total_bytes=total)
         remote = self._remote(request, fetched)
-        count = await PartialFile(remote, self._folders.upload(request.id)).fetch(ranges)
+        part = PartialFile(remote, self._folders.upload(request.id))
+        count = await part.fetch(ranges, lambda done: say(replace(progress, done_bytes=done)))
         logger.info("job %s needs %d bytes more of its source", request.id, count)
 
     async def _store(

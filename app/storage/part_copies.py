@@ -6,6 +6,7 @@ Of a multipart upload each part but the last has at least 5 MiB, each at most 5 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -175,7 +176,9 @@ class PartCopies:
             try:
                 return self._write_parts(upload, parts, tell, check)
             except BaseException:
-                self._client.abort_multipart_upload(**upload)
+                # What went wrong first is what is told; a rule of the bucket ends what is left over.
+                with contextlib.suppress(ClientError, BotoCoreError):
+                    self._client.abort_multipart_upload(**upload)
                 raise
         except ClientError as error:
             raise _translated(error, destination, parts) from error
@@ -222,7 +225,7 @@ class PartCopies:
                 for block in read_blocks([extent]):
                     body += block
         moved.sent_bytes += len(body)
-        answer = self._client.upload_part(**upload, PartNumber=number, Body=bytes(body))
+        answer = self._client.upload_part(**upload, PartNumber=number, Body=body)
         tag: str = answer["ETag"]
         return tag
 
@@ -247,7 +250,12 @@ def _translated(error: Any, destination: Location, parts: Sequence[Part]) -> Exc
     role = "source" if is_of_source else "destination"
     location = destination
     if is_of_source:
-        location = next(part.copied.source.location for part in parts if part.copied)
+        location = next(
+            extent.source.location
+            for part in parts
+            for extent in (part.copied, *part.sent)
+            if isinstance(extent, RemoteRange)
+        )
     logger.warning("%s: %s answered %s", location, error.operation_name, code)
     if code in ("PreconditionFailed", "412"):
         message = f"{location} was changed while it was migrated; send the job again."

@@ -10,24 +10,29 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from app.copying import FULL, Tell
 from app.errors import ServiceError
 from app.run_request import PRESENT_NAME
 from app.scratch_room import free_bytes
 from app.storage import buckets
 from app.storage.attempts import attempts
 from app.storage.locations import Location
+from app.threads import Check, until_abandoned
 
 # Below this, asking again and again takes longer than fetching all of it.
 WHOLE_BYTES = 32 * 2**20
 # What is fetched before anybody has asked: the beginning, and the end, where a zip has its directory.
 FIRST_BYTES = 2**16
 LAST_BYTES = 2**18
-REQUESTS_AT_ONCE = 32
+REQUESTS_AT_ONCE = 16
+# What one request asks for at most, so that it is seen how far it is.
+CHUNK_BYTES = 32 * 2**20
 # As often as a run may ask for more; then it gets all there is.
 MAX_ROUNDS = 8
 
@@ -87,7 +92,7 @@ class PartialFile:
         last = min(LAST_BYTES, size - FIRST_BYTES)
         return await self.fetch([(0, FIRST_BYTES), (size - last, last)])
 
-    async def fetch(self, ranges: Ranges) -> int:
+    async def fetch(self, ranges: Ranges, tell: Tell = lambda _: None) -> int:
         """Fetch ranges; return how many bytes that is.
 
         Raises:
@@ -99,10 +104,24 @@ class PartialFile:
             raise ServiceError("no_space", message, retryable=True)
         free = asyncio.Semaphore(REQUESTS_AT_ONCE)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        done = 0
+
+        async def fetch_one(offset: int, length: int) -> None:
+            nonlocal done
+            async with free:
+                await self._fetch(descriptor, offset, length)
+            done += length
+            tell(done)
+
+        fetching = [asyncio.create_task(fetch_one(*each)) for each in _in_chunks(ranges)]
         try:
-            await asyncio.gather(*(self._fetch(descriptor, each, free) for each in ranges))
+            await asyncio.gather(*fetching)
             await asyncio.to_thread(os.fdatasync, descriptor)
         finally:
+            # None of them may write to what is opened under the same number next.
+            for each in fetching:
+                each.cancel()
+            await asyncio.gather(*fetching, return_exceptions=True)
             os.close(descriptor)
         await asyncio.to_thread(self._note, [*self.present(), *ranges])
         return count
@@ -111,24 +130,47 @@ class PartialFile:
         """Return the ranges that are in it."""
         return [(offset, count) for offset, count in json.loads(self._list.read_text("ascii"))]
 
-    async def _fetch(
-        self, descriptor: int, wanted: tuple[int, int], free: asyncio.Semaphore
-    ) -> None:
-        offset, count = wanted
-        async with free:
-            async for attempt in attempts():
-                with attempt:
-                    place = offset
-                    async for block in buckets.read_range(
-                        self._source.location, self._source.e_tag, offset, count
-                    ):
-                        await asyncio.to_thread(os.pwrite, descriptor, block, place)
-                        place += len(block)
-                    if place != offset + count:
-                        message = f"{self._source.location} ended early."
-                        raise ServiceError("source_unavailable", message, retryable=True)
+    async def _fetch(self, descriptor: int, offset: int, count: int) -> None:
+        async for attempt in attempts():
+            with attempt:
+                place = offset
+                async for block in buckets.read_range(
+                    self._source.location, self._source.e_tag, offset, count
+                ):
+                    await until_abandoned(partial(_write_at, descriptor, block, place))
+                    place += len(block)
+                if place != offset + count:
+                    message = f"{self._source.location} ended early."
+                    raise ServiceError("source_unavailable", message, retryable=True)
 
     def _note(self, ranges: Iterable[tuple[int, int]]) -> None:
         beside = self._list.with_suffix(".part")
         beside.write_text(json.dumps(sorted(ranges)), "ascii")
         beside.replace(self._list)
+
+
+def _in_chunks(ranges: Ranges) -> Iterator[tuple[int, int]]:
+    """Yield ranges that are no longer than one request is for."""
+    for offset, count in ranges:
+        for start in range(0, count, CHUNK_BYTES):
+            yield offset + start, min(CHUNK_BYTES, count - start)
+
+
+def _write_at(descriptor: int, block: bytes, place: int, check: Check) -> None:
+    """Write bytes to a place of an open file; `check` may end it.
+
+    Raises:
+        ServiceError: the disk is full.
+    """
+    left = memoryview(block)
+    try:
+        while left:
+            check()
+            written = os.pwrite(descriptor, left, place)
+            place += written
+            left = left[written:]
+    except OSError as error:
+        if error.errno in FULL:
+            message = "The disk that jobs are kept on is full."
+            raise ServiceError("no_space", message, retryable=True) from error
+        raise

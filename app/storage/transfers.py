@@ -200,7 +200,10 @@ class Transfers:
         """Have the store copy what it has by itself; return whether it does that."""
         remote = [extent for extent in extents if isinstance(extent, RemoteRange)]
         schemes = {destination.scheme, *(extent.source.location.scheme for extent in remote)}
-        copies = PartCopies.from_environment() if remote and schemes == {"s3"} else None
+        if not remote or schemes != {"s3"}:
+            return False
+        # Loading boto3 takes half a second, which others need not wait.
+        copies = await asyncio.to_thread(PartCopies.from_environment)
         if copies is None:
             return False
         write = partial(copies.write, destination, extents, fingerprint, tell)

@@ -320,6 +320,19 @@ def test_folder_must_know_what_ran(
     assert old.read_bytes() == before
 
 
+def test_migration_whose_file_was_renamed_leaves_the_history_too(
+    old: Path, write_folder: Any
+) -> None:
+    folder = write_folder(DECLARED)
+    migrate_file(old, old, folder=folder)
+    (folder / "0002_tensors.py").rename(folder / "0002_other_name.py")
+
+    reverted = revert_file(old, old, folder=folder, to="0001_names")
+
+    assert reverted.names == ("0002_other_name",)
+    assert read_checkpoint(old)[ckpt_migration_key] == ["0001_names"]
+
+
 def test_migration_that_did_not_apply_is_passed_over(old: Path, write_folder: Any) -> None:
     form = """from migrate_ckpt.operations import rename, requires_key
 requires = requires_key("c", otherwise="not_applicable")

@@ -14,7 +14,7 @@ from obstore.store import MemoryStore
 
 from app.errors import ServiceError
 from app.responses import Extent
-from app.storage import buckets
+from app.storage import buckets, part_fetching
 from app.storage.locations import Location
 from app.storage.part_fetching import PartialFile, RemoteObject, RemoteRange
 from app.storage.remote_blocks import blocks_of_any
@@ -74,6 +74,46 @@ def test_object_that_is_another_one_by_now_is_refused(store: MemoryStore, tmp_pa
 
     assert refused.value.error_type == "source_changed"
     assert looked_at().identity != remote.identity
+
+
+def test_large_range_comes_in_pieces_and_it_is_told_how_far_it_is(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_fetching, "CHUNK_BYTES", 100_000)
+    part = PartialFile(looked_at(), tmp_path / "upload")
+    part.create()
+    told: list[int] = []
+
+    asyncio.run(part.fetch([(5, len(DATA) - 5)], told.append))
+
+    assert (tmp_path / "upload").read_bytes()[5:] == DATA[5:]
+    assert len(told) == 11
+    assert told == sorted(told)
+    assert told[-1] == len(DATA) - 5
+
+
+def test_none_goes_on_writing_once_one_has_failed(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = PartialFile(looked_at(), tmp_path / "upload")
+    part.create()
+    ended: list[int] = []
+
+    async def read_range(location: Any, e_tag: str, offset: int, count: int) -> Any:
+        if offset == 0:
+            raise ServiceError("source_changed", "It was changed.")
+        try:
+            await asyncio.sleep(60)
+            yield b""
+        finally:
+            ended.append(offset)
+
+    monkeypatch.setattr(buckets, "read_range", read_range)
+    with pytest.raises(ServiceError, match="changed"):
+        asyncio.run(part.fetch([(10, 5), (20, 5), (0, 5)]))
+
+    assert sorted(ended) == [10, 20]
+    assert part.present() == []
 
 
 def test_what_is_here_and_what_is_there_come_in_their_order(store: Any, tmp_path: Path) -> None:
