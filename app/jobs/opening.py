@@ -163,9 +163,17 @@ async def open_office(
 
 
 def _work(settings: Settings, parts: Parts, office: JobOffice, client: MlflowClient | None) -> Work:
+    from app.jobs.fetching import Fetching
     from app.jobs.model_work import ModelWork
     from app.jobs.work import MigrationWork
 
+    fetching = Fetching(
+        office.folders,
+        office.uploads,
+        office.transfers,
+        parts.scratch_root,
+        fetches_whole=settings.fetch_whole,
+    )
     work = MigrationWork(
         settings=settings,
         sets=parts.sets,
@@ -173,6 +181,7 @@ def _work(settings: Settings, parts: Parts, office: JobOffice, client: MlflowCli
         admission=parts.admission,
         folders=office.folders,
         uploads=office.uploads,
+        fetching=fetching,
         results=office.results,
         transfers=office.transfers,
         callbacks=office.callbacks,

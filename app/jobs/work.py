@@ -17,13 +17,12 @@ from app.errors import RunFailed, ServiceError
 from app.jobs.callbacks import Callbacks, compose
 from app.jobs.delivery import Attempt, Delivery
 from app.jobs.engine import Find, Say, Step
+from app.jobs.fetching import Fetching
 from app.jobs.folders import JobFolders
 from app.jobs.job import JobRequest, Progress
 from app.jobs.results import KeptResult, Results, expired
 from app.jobs.run_files import (
-    digest_file,
     made_by,
-    made_in_part,
     needed_ranges,
     opened_source,
     read_run_outcome,
@@ -38,17 +37,10 @@ from app.sets import MigrationSets
 from app.settings import Settings
 from app.storage.attempts import attempts
 from app.storage.blocks import write_blocks
-from app.storage.locations import BUCKETS, Location
 from app.storage.part_copies import AnyExtent
-from app.storage.part_fetching import (
-    MAX_ROUNDS,
-    PartialFile,
-    Ranges,
-    RemoteObject,
-)
+from app.storage.part_fetching import MAX_ROUNDS, Ranges
 from app.storage.transfers import Transfers
 from app.telemetry import Telemetry
-from app.threads import until_abandoned
 from migrate_ckpt import MigrationSet
 
 logger = logging.getLogger(__name__)
@@ -70,6 +62,7 @@ class MigrationWork:
         admission: Admission,
         folders: JobFolders,
         uploads: Uploads,
+        fetching: Fetching,
         results: Results,
         transfers: Transfers,
         callbacks: Callbacks,
@@ -82,13 +75,14 @@ class MigrationWork:
         self._admission = admission
         self._folders = folders
         self._uploads = uploads
+        self._fetching = fetching
         self._results = results
         self._transfers = transfers
         self._callbacks = callbacks
         self._telemetry = telemetry
         self._scratch_root = scratch_root
         self.steps: Mapping[str, Step] = {
-            "fetch": self._fetch,
+            "fetch": self._fetching.step,
             "migrate": self._migrate,
             "store": self._store,
         }
@@ -183,63 +177,11 @@ class MigrationWork:
                 return await self._results.renew(fingerprint)
         raise AssertionError("unreachable: the last attempt raises")
 
-    async def _fetch(
-        self, request: JobRequest, before: Mapping[str, Any], say: Say
-    ) -> dict[str, Any]:
-        """Have the checkpoint on a disk of this machine; say how large it is, and what its SHA-256 is."""
-        progress = Progress("fetch", 1, len(self.steps))
-        if request.source is None:
-            total = replace(progress, total_bytes=request.size)
-            await self._uploads.bring(request, lambda done: say(replace(total, done_bytes=done)))
-            return {"size": request.size, "digest": request.digest}
-        source, _ = self._transfers.parse(request.source, request.destination)
-        if source.scheme == "file":
-            return await self._look_at_file(source, progress, say)
-        target = await asyncio.to_thread(self._folders.new_upload, request.id)
-
-        def tell(received: int) -> None:
-            say(replace(progress, done_bytes=received))
-
-        remote = await self._may_be_in_part(request, source)
-        if remote is not None:
-            part = PartialFile(remote, target)
-            await asyncio.to_thread(part.create)
-            tell(await part.fetch_first())
-            return remote.to_fetched()
-        fetched = await self._transfers.fetch(source, target, tell)
-        return {"size": fetched.size, "digest": fetched.digest}
-
-    async def _may_be_in_part(self, request: JobRequest, source: Location) -> RemoteObject | None:
-        """Return an object of which no more need be fetched than the migrations read: what goes to a bucket again."""
-        is_from_bucket = source.scheme in BUCKETS and not self._settings.fetch_whole
-        if not is_from_bucket or request.destination is None:
-            return None
-        if self._transfers.destinations.parse(request.destination).scheme not in BUCKETS:
-            return None
-        return await self._transfers.look_at_object(source)
-
-    async def _look_at_file(self, source: Location, progress: Progress, say: Say) -> dict[str, Any]:
-        """Read a file where it lies, for its SHA-256."""
-        found, identity = await asyncio.to_thread(self._transfers.look_at_file, source)
-
-        def tell(read: int) -> None:
-            say(replace(progress, done_bytes=read, total_bytes=identity[2]))
-
-        digest = await until_abandoned(partial(digest_file, found, identity, tell))
-        return {
-            "size": identity[2],
-            "digest": digest,
-            "file": found.path,
-            "identity": list(identity),
-            # What tells one file from another here says nothing elsewhere.
-            "seen_by": str(self._scratch_root),
-        }
-
     async def _migrate(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
     ) -> dict[str, Any]:
         """Run the migrations, unless the result is there already; say where the run has left what it made."""
-        fetched = await self._fetched(request, before, say)
+        fetched = await self._fetching.at_hand(request, before, say)
         return await self._make(request, fetched, say, is_again=False)
 
     async def _make(
@@ -319,7 +261,8 @@ class MigrationWork:
                 if not needs:
                     return run
                 await asyncio.to_thread(remove_tree, run)
-                await self._fetch_more(request, fetched, needs if left > 1 else [(0, size)], say)
+                wanted = needs if left > 1 else [(0, size)]
+                await self._fetching.fetch_more(request, fetched, wanted, say)
         raise AssertionError("unreachable: where all of it is there, nothing more is needed")
 
     async def _run_once(
@@ -353,17 +296,6 @@ class MigrationWork:
             remove_tree(run)
             raise
 
-    async def _fetch_more(
-        self, request: JobRequest, fetched: Mapping[str, Any], ranges: Ranges, say: Say
-    ) -> None:
-        """Fetch what a run needs beside what is there."""
-        total = sum(count for _, count in ranges)
-        progress = Progress("fetch", 1, len(self.steps), total_bytes=total)
-        remote = self._remote(request, fetched)
-        part = PartialFile(remote, self._folders.upload(request.id))
-        count = await part.fetch(ranges, lambda done: say(replace(progress, done_bytes=done)))
-        logger.info("job %s needs %d bytes more of its source", request.id, count)
-
     async def _store(
         self, request: JobRequest, before: Mapping[str, Any], say: Say
     ) -> dict[str, Any]:
@@ -373,7 +305,7 @@ class MigrationWork:
         run = Path(before["run"] or "")
         if kept is None and (before["run"] is None or not run.exists()):
             # The scratch ends with its service, and a kept result may expire meanwhile: once more, then.
-            fetched = await self._fetched(request, before["fetched"], say)
+            fetched = await self._fetching.at_hand(request, before["fetched"], say)
             before = await self._make(request, fetched, say, is_again=True)
             return await self._store(request, before, say)
         progress = Progress("store", 3, len(self.steps))
@@ -383,16 +315,6 @@ class MigrationWork:
             kept = await self._keep(before, progress, say)
             await asyncio.to_thread(remove_tree, run)
         return {"fingerprint": fingerprint, "size": kept.size, **kept.facts}
-
-    async def _fetched(
-        self, request: JobRequest, fetched: Mapping[str, Any], say: Say
-    ) -> Mapping[str, Any]:
-        """Have the checkpoint on this machine, where the first step was another one's, or too long ago."""
-        if "file" in fetched:
-            is_here = fetched["seen_by"] == str(self._scratch_root)
-        else:
-            is_here = await asyncio.to_thread(self._folders.upload(request.id).exists)
-        return fetched if is_here else await self._fetch(request, {}, say)
 
     async def _deliver(
         self,
@@ -410,7 +332,9 @@ class MigrationWork:
             if kept is not None:
                 facts, extents = dict(kept.facts), [await kept.open(stack)]
             else:
-                facts, extents = self._made(request, before, stack)
+                facts, extents = self._fetching.made(
+                    request, before["fetched"], Path(before["run"]), stack
+                )
             size = sum(extent.count for extent in extents)
 
             def tell(written: int) -> None:
@@ -428,19 +352,6 @@ class MigrationWork:
         if before["run"] is not None:
             await asyncio.to_thread(remove_tree, Path(before["run"]))
         return {"fingerprint": before["fingerprint"], "size": size, **facts}
-
-    def _made(
-        self, request: JobRequest, before: Mapping[str, Any], stack: ExitStack
-    ) -> tuple[dict[str, Any], Sequence[AnyExtent]]:
-        """Return what there is to say of what the run has made, and its bytes; some may still be in the source."""
-        fetched = before["fetched"]
-        if "e_tag" not in fetched:
-            return made_by(Path(before["run"]), fetched, stack)
-        return made_in_part(Path(before["run"]), self._remote(request, fetched), stack)
-
-    def _remote(self, request: JobRequest, fetched: Mapping[str, Any]) -> RemoteObject:
-        assert request.source is not None
-        return RemoteObject.of(fetched, self._transfers.sources.parse(request.source))
 
     async def _keep(self, before: Mapping[str, Any], progress: Progress, say: Say) -> KeptResult:
         with ExitStack() as stack:

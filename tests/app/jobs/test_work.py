@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ class Away:
 def work_with(away: Away) -> MigrationWork:
     nothing: Any = None
     place: Any = away
+    fetching: Any = SimpleNamespace(step=None)
     return MigrationWork(
         settings=nothing,
         sets=nothing,
@@ -49,6 +51,7 @@ def work_with(away: Away) -> MigrationWork:
         admission=nothing,
         folders=nothing,
         uploads=place,
+        fetching=fetching,
         results=place,
         transfers=nothing,
         callbacks=nothing,
