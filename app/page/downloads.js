@@ -2,6 +2,7 @@
 
 import { hasToken, request } from "./api.js";
 import { element } from "./dom.js";
+import { explain } from "./notices.js";
 
 /** Have the browser save a file that is here already. */
 export function save(blob, name) {
@@ -25,6 +26,8 @@ export function downloadOf(job, label = "Download", style = "") {
       button.disabled = true;
       try {
         save(await request(job.result.url, { as: "blob" }), name);
+      } catch (error) {
+        explain(error);
       } finally {
         button.disabled = false;
       }

@@ -3,6 +3,7 @@
 import { Problem, request } from "./api.js";
 import { downloadOf } from "./downloads.js";
 import { byId, bytes, element, show } from "./dom.js";
+import { explain } from "./notices.js";
 
 const EVERY_MILLISECONDS = 2000;
 const STYLES = { queued: "soft", running: "warn", succeeded: "good", failed: "bad", cancelled: "soft" };
@@ -12,12 +13,12 @@ let said = "";
 /** Return whether the service keeps jobs, as far as is known. */
 export const hasJobs = () => keepsJobs === true;
 
-/** Show the jobs now and again and again, as long as the page is looked at. */
+/** Show the jobs now, and again and again as long as the page is looked at. */
 export async function followJobs() {
-  await refresh();
-  setInterval(() => {
-    if (keepsJobs !== false && !document.hidden) refresh();
-  }, EVERY_MILLISECONDS);
+  while (keepsJobs !== false) {
+    if (!document.hidden) await refresh();
+    await new Promise((resolve) => setTimeout(resolve, EVERY_MILLISECONDS));
+  }
 }
 
 /** Show the jobs as they are now. */
@@ -84,7 +85,7 @@ function actionOf(job) {
     type: "button",
     onclick: async (event) => {
       event.target.disabled = true;
-      await request(job.url, { method: "DELETE" });
+      await request(job.url, { method: "DELETE" }).catch(explain);
       await refresh();
     },
   }, "Cancel");

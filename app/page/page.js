@@ -1,56 +1,41 @@
 // What happens on the page: a checkpoint is chosen, looked at, and migrated.
 
-import { Cancelled, Problem, forgetToken, hasToken, keepToken, send } from "./api.js";
+import { keepToken, send } from "./api.js";
 import { byId, bytes, element, show } from "./dom.js";
 import { followJobs, refresh } from "./jobs.js";
 import { look } from "./look.js";
 import { busy, migrate } from "./migrate.js";
+import { complain, explain } from "./notices.js";
 import { chosenSet, showSets } from "./sets.js";
 
 let chosen = null;
-let running = null;
+let looking = null;
+let isMigrating = false;
+let attempts = 0;
 
 /** Do something with the service, and return whether it was done; what goes wrong is said on the page. */
 async function attempt(work) {
+  attempts += 1;
+  const mine = attempts;
   show("problem");
   show("result");
   try {
     await work();
     return true;
   } catch (error) {
-    explain(error);
+    // Of what another one has taken the place of nobody wants to hear.
+    if (mine === attempts) explain(error);
     return false;
   } finally {
-    show("status");
+    if (mine === attempts) show("status");
   }
 }
-
-function explain(error) {
-  if (error instanceof Cancelled) {
-    show("result", element("p", { class: "soft" }, "Cancelled. Nothing has changed."));
-    return;
-  }
-  if (error instanceof Problem && error.status === 401 && !askForToken()) return;
-  const id = error.requestId ? element("p", { class: "hint" }, "request ", element("code", {}, error.requestId)) : null;
-  show("problem", element("div", {}, element("p", { class: "bad" }, sentence(error.message)), id));
-}
-
-/** Show the field for a token, and return whether there was one, which is not good then. */
-function askForToken() {
-  const wasThere = hasToken();
-  forgetToken();
-  byId("access").hidden = false;
-  byId("token").focus();
-  return wasThere;
-}
-
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
 
 async function lookAt(file) {
   chosen = file;
-  running?.abort();
+  looking?.abort();
   const controller = new AbortController();
-  running = controller;
+  looking = controller;
   show("look");
   await attempt(async () => {
     const title = `Looks at ${file.name} (${bytes(file.size)})`;
@@ -59,8 +44,7 @@ async function lookAt(file) {
       signal: controller.signal,
       onSent: (part) => tell(`${title} …`, part < 1 ? part : null),
     });
-    if (chosen !== file) return;
-    show("look", actionsFor(plan, file), look(plan, file));
+    if (looking === controller) show("look", actionsFor(plan, file), look(plan, file));
   });
 }
 
@@ -71,21 +55,28 @@ function actionsFor(plan, file) {
     class: "main",
     id: "migrate",
     onclick: async () => {
+      lock(true);
       button.disabled = true;
       const isDone = await attempt(() => migrate(file));
       button.disabled = false;
       button.hidden = isDone;
+      lock(false);
     },
   }, "Migrate it");
   return element("p", {}, button);
 }
 
+/** Let nothing else be chosen while a checkpoint is migrated. */
+function lock(isLocked) {
+  isMigrating = isLocked;
+  byId("file").disabled = isLocked;
+  byId("set").disabled = isLocked;
+}
+
 function takeFiles(files) {
-  if (files.length > 1) {
-    show("problem", element("div", {}, element("p", { class: "bad" }, "One checkpoint at a time, please.")));
-  } else if (files.length === 1) {
-    lookAt(files[0]);
-  }
+  if (isMigrating || !files.length) return;
+  if (files.length > 1) complain("One checkpoint at a time, please.");
+  else lookAt(files[0]);
 }
 
 function listen() {
@@ -100,7 +91,7 @@ function listen() {
   for (const name of ["dragenter", "dragover"]) {
     document.addEventListener(name, (event) => {
       event.preventDefault();
-      drop.classList.add("over");
+      drop.classList.toggle("over", !isMigrating);
     });
   }
   document.addEventListener("dragleave", (event) => {

@@ -181,11 +181,29 @@ def test_run_is_cancelled(page: Any, tmp_path: Path) -> None:
     page.get_by_role("button", name="Migrate it").click()
     page.get_by_text("0002_slow (2 of 2)").first.wait_for()
     picture(page, "running")
+    assert page.locator("#file").is_disabled()
 
     page.locator("#status").get_by_role("button", name="Cancel").click()
 
     page.get_by_text("Cancelled. Nothing has changed.").wait_for()
     assert eventually(lambda: "cancelled" in page.locator("#jobs-list").inner_text())
+
+
+def test_another_file_takes_the_place_of_one_that_is_looked_at(
+    page: Any, old: Path, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.ckpt"
+    with large.open("wb") as file:
+        file.truncate(2 * 10**9)
+    choose(page, large)
+    page.get_by_text("Looks at large.ckpt").wait_for()
+
+    choose(page, old)
+
+    page.get_by_role("heading", name="2 migrations to run").wait_for()
+    assert "old.ckpt" in page.locator("#look").inner_text()
+    assert page.locator("#status").text_content() == ""
+    assert page.locator("#result").text_content() == ""
 
 
 @pytest.mark.parametrize("name", ["text.txt", "empty.ckpt"])
