@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from migrate_ckpt.outline import OutlineEntry
 
 ChangeKind: TypeAlias = Literal["added", "removed", "changed", "renamed"]
-MAX_CHANGES = 1_000
+MAX_CHANGES = 10_000
 """How many changes of one step are kept; all are counted."""
 
 
