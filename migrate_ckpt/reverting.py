@@ -106,7 +106,13 @@ def _bundle_of(
     with FileSource(bundle) as held:
         opened = UndoBundle(held)
         with FileSource(source) as migrated:
-            is_of_source = undo is not None or opened.is_of_migrated(migrated)
+            is_of_source = opened.is_of_migrated(migrated)
+        if undo is not None and not is_of_source:
+            raise UndoRefused(
+                f"{source} is not the file that {bundle.name} was written with: it was changed since, or the bundle "
+                "is another file's. Only that very file can be put back.",
+                path=bundle,
+            )
         yield opened if is_of_source else None
 
 

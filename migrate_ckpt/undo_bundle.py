@@ -137,19 +137,12 @@ class UndoBundle:
         return migrated.size == self._migrated[0] and sha256_of(migrated) == self._migrated[1]
 
     def restore(self, migrated: FileSource, target: Path) -> None:
-        """Write the original file, from the bundle and the file that was migrated.
+        """Write the original file, from the bundle and the file that it was written with (`is_of_migrated`).
 
         Raises:
-            UndoRefused: The file is not the one that the bundle was written with, or the bundle is damaged. Nothing
-                is written then.
+            UndoRefused: The bundle is damaged. Nothing is written then.
             OSError: The target cannot be written.
         """
-        if not self.is_of_migrated(migrated):
-            raise UndoRefused(
-                f"{migrated.path} is not the file that {self.path.name} was written with: it was changed since, or "
-                "the bundle is another file's. Only that very file can be put back.",
-                path=self.path,
-            )
         places = {"kept": (self._source, self._begin), "migrated": (migrated, 0)}
         ranges = [
             (places[kind][0], Range(places[kind][1] + offset, count))

@@ -192,6 +192,20 @@ def test_file_that_was_changed_since_is_refused_and_stays(old: Path, write_folde
     assert bundle_of(old).exists()
 
 
+def test_bundle_that_is_named_must_be_of_the_file_even_if_it_could_put_it_back(
+    old: Path, write_folder: Any
+) -> None:
+    """What was changed since may be no part of the old file, and would be lost."""
+    migrate_file(old, old, folder=write_folder({"0001_x.py": RENAME}), keep_undo=True)
+    changed = old.read_bytes() + b"what was added since"
+    old.write_bytes(changed)
+
+    with pytest.raises(UndoRefused, match="changed since"):
+        revert_file(old, old, undo=bundle_of(old))
+
+    assert old.read_bytes() == changed
+
+
 def damaged(data: bytes, how: str) -> bytes:
     line, _, rest = data.partition(b"\n")
     count = int(line.split()[-1])
