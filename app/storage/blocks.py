@@ -54,8 +54,8 @@ def _digest_and_write(
     write_block(descriptor, block, check)
 
 
-def write_block(descriptor: int, block: bytes, check: Check) -> None:
-    """Write bytes to an open file; `check` may end it.
+def write_block(descriptor: int, block: bytes, check: Check, *, place: int | None = None) -> None:
+    """Write bytes to an open file, at a place of it or where it stands; `check` may end it.
 
     Raises:
         ServiceError: the disk is full.
@@ -64,7 +64,12 @@ def write_block(descriptor: int, block: bytes, check: Check) -> None:
     try:
         while left:
             check()
-            left = left[os.write(descriptor, left) :]
+            if place is None:
+                written = os.write(descriptor, left)
+            else:
+                written = os.pwrite(descriptor, left, place)
+                place += written
+            left = left[written:]
     except OSError as error:
         if error.errno in FULL:
             message = "The disk that jobs are kept on is full."

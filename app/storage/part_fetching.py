@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.copying import FULL, Tell
+from app.copying import Tell
 from app.errors import ServiceError
 from app.run_request import PRESENT_NAME
 from app.scratch_room import free_bytes
 from app.storage import buckets
 from app.storage.attempts import attempts
+from app.storage.blocks import write_block
 from app.storage.locations import Location
-from app.threads import Check, until_abandoned
+from app.threads import until_abandoned
 
 # Below this, asking again and again takes longer than fetching all of it.
 WHOLE_BYTES = 32 * 2**20
@@ -137,7 +138,7 @@ class PartialFile:
                 async for block in buckets.read_range(
                     self._source.location, self._source.e_tag, offset, count
                 ):
-                    await until_abandoned(partial(_write_at, descriptor, block, place))
+                    await until_abandoned(partial(write_block, descriptor, block, place=place))
                     place += len(block)
                 if place != offset + count:
                     message = f"{self._source.location} ended early."
@@ -154,23 +155,3 @@ def _in_chunks(ranges: Ranges) -> Iterator[tuple[int, int]]:
     for offset, count in ranges:
         for start in range(0, count, CHUNK_BYTES):
             yield offset + start, min(CHUNK_BYTES, count - start)
-
-
-def _write_at(descriptor: int, block: bytes, place: int, check: Check) -> None:
-    """Write bytes to a place of an open file; `check` may end it.
-
-    Raises:
-        ServiceError: the disk is full.
-    """
-    left = memoryview(block)
-    try:
-        while left:
-            check()
-            written = os.pwrite(descriptor, left, place)
-            place += written
-            left = left[written:]
-    except OSError as error:
-        if error.errno in FULL:
-            message = "The disk that jobs are kept on is full."
-            raise ServiceError("no_space", message, retryable=True) from error
-        raise
