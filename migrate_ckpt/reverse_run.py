@@ -177,9 +177,11 @@ class ReverseRun:
         for position, operation in enumerate(operations or ()):
             try:
                 ckpt = following.apply(operation, ckpt) if following else operation(ckpt)
-            except OperationError as error:
+            # One of an author's own may raise anything, as it may when it is run.
+            except Exception as error:
                 # It may have been recorded as one that does not apply. An operation that fails changes nothing.
-                if position == 0 and any(r.otherwise != "refuse" for r in migration.requires):
+                is_refused = isinstance(error, OperationError) and position == 0
+                if is_refused and any(r.otherwise != "refuse" for r in migration.requires):
                     return ckpt
                 raise self._refusal(
                     f"{migration.name} cannot be taken back by {operation}: {_sentence(error)}"
@@ -215,6 +217,6 @@ class ReverseRun:
         )
 
 
-def _sentence(error: OperationError) -> str:
-    text = str(error).removesuffix(".")
-    return f"{text}."
+def _sentence(error: Exception) -> str:
+    kind = "" if isinstance(error, OperationError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".removesuffix(".") + "."

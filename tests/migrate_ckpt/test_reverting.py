@@ -262,6 +262,38 @@ def test_step_that_cannot_be_taken_back_is_refused(
     assert not (tmp_path / "back.ckpt").exists()
 
 
+def test_operation_of_ones_own_that_fails_on_the_way_back_is_named(
+    old: Path, write_folder: Any
+) -> None:
+    form = """from dataclasses import dataclass
+from migrate_ckpt.operations import Operation
+@dataclass(frozen=True)
+class Double(Operation):
+    def __call__(self, ckpt):
+        ckpt["epoch"] *= 2
+        return ckpt
+    def inverse(self, ckpt):
+        return (Halve(),)
+    def declared_inverse(self):
+        return (Halve(),)
+@dataclass(frozen=True)
+class Halve(Double):
+    def __call__(self, ckpt):
+        raise RuntimeError("no half")
+operations = [Double()]
+"""
+    folder = write_folder({"0001_x.py": form})
+    migrate_file(old, old, folder=folder)
+    before = old.read_bytes()
+
+    with pytest.raises(
+        UndoRefused, match=r"0001_x cannot be taken back by halve\(\): RuntimeError: no half\."
+    ):
+        revert_file(old, old, folder=folder)
+
+    assert old.read_bytes() == before
+
+
 def test_function_is_taken_back_by_its_revert_even_if_that_is_written_later(
     old: Path, write_folder: Any
 ) -> None:
