@@ -1,4 +1,4 @@
-"""Measure library and service beside others: `python benchmarks [library|service|load|buckets|plot] [options]`.
+"""Measure library and service beside others: `python benchmarks [library|service|load|buckets|draft|plot] [options]`.
 
 Without arguments the first two are measured, with their defaults. What is printed is Markdown, to keep.
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import draft
 import library
 import load
 import plot
@@ -35,7 +36,9 @@ def main() -> None:
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure beside others.")
-    commands = parser.add_subparsers(required=True, metavar="library|service|load|buckets|plot")
+    commands = parser.add_subparsers(
+        required=True, metavar="library|service|load|buckets|draft|plot"
+    )
     of_library = commands.add_parser("library", help="in one process, beside torch and `cp`")
     add_arguments(of_library, sizes=["1GB"], rounds=3)
     library.add_arguments(of_library)
@@ -50,6 +53,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     of_buckets = commands.add_parser("buckets", help="jobs from bucket to bucket, beside `copy`")
     add_arguments(of_buckets, sizes=["1GB"], rounds=3)
     of_buckets.set_defaults(measure_all=measure_buckets)
+    of_draft = commands.add_parser("draft", help="a migration drafted of two checkpoints")
+    add_arguments(of_draft, sizes=["1GB"], rounds=3)
+    draft.add_arguments(of_draft)
+    of_draft.set_defaults(measure_all=draft.measure_all)
     of_plot = commands.add_parser("plot", help="time and memory against size, as a picture")
     add_arguments(of_plot, sizes=["10MB", "100MB", "1GB", "4GB"], rounds=3)
     of_plot.add_argument("--output", type=Path, default=plot.PICTURE)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from migrate_ckpt.changes import Change as Change
     from migrate_ckpt.changes import Preview as Preview
     from migrate_ckpt.differences import Difference as Difference
+    from migrate_ckpt.drafting.comparing import draft_migration as draft_migration
+    from migrate_ckpt.drafting.draft import Draft as Draft
     from migrate_ckpt.errors import FolderError as FolderError
     from migrate_ckpt.errors import ForeignObjectError as ForeignObjectError
     from migrate_ckpt.errors import HistoryError as HistoryError
@@ -89,6 +91,8 @@ __version__ = "0.1.0"
 _MODULES = {
     "changes": ("Change", "Preview"),
     "differences": ("Difference",),
+    "drafting.comparing": ("draft_migration",),
+    "drafting.draft": ("Draft",),
     "errors": (
         "FolderError",
         "ForeignObjectError",

@@ -45,11 +45,14 @@ def handle(ckpt: CkptType) -> CkptType:
 }
 
 
-def new_migration(path: str | PathLike[str], name: str, *, form: Form | None = None) -> Path:
+def new_migration(
+    path: str | PathLike[str], name: str, *, form: Form | None = None, text: str | None = None
+) -> Path:
     """Write the file of a new migration that comes last in the folder's order; return its path.
 
     It is a copy of the folder's `_template.py`, with the title in the place of `{title}`. Where
-    there is none, or a form is asked for, it is one of ours: by default a list of operations.
+    there is none, or a form is asked for, it is one of ours: by default a list of operations. A text that is given
+    is taken in place of it.
 
     Raises:
         FolderError: The name holds other characters than letters, digits and underscores, or no
@@ -70,12 +73,15 @@ def new_migration(path: str | PathLike[str], name: str, *, form: Form | None = N
             "that does.",
             path=folder,
         )
-    title = name.replace("_", " ").strip().capitalize()
-    text = _template(folder, form).replace(_TITLE, title)
     target = folder / f"{stem}.py"
     with target.open("x", encoding="utf-8") as file:
-        file.write(text)
+        file.write(text or _template(folder, form).replace(_TITLE, title_of(name)))
     return target
+
+
+def title_of(name: str) -> str:
+    """Return the title of a migration that is called so: `rename_head` is "Rename head"."""
+    return name.replace("_", " ").strip().capitalize()
 
 
 def _template(folder: Path, form: Form | None) -> str:

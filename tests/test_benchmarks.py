@@ -180,6 +180,17 @@ def test_benchmark_of_the_library_compares_all_contenders_of_a_case() -> None:
 
 
 @pytest.mark.acceptance
+def test_benchmark_of_drafting_compares_all_contenders() -> None:
+    lines = run_benchmarks("draft", "--sizes", "1MB", "--rounds", "1")
+
+    assert [line[0] for line in lines] == [
+        "ours",
+        "SHA-256 of both",
+        "`torch.load` of both, no more",
+    ]
+
+
+@pytest.mark.acceptance
 def test_benchmark_of_the_service_compares_all_three() -> None:
     lines = run_benchmarks("service", "--sizes", "1MB", "--rounds", "1")
 

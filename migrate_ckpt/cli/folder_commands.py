@@ -1,4 +1,4 @@
-"""The commands about a folder of migrations: new, lint and check."""
+"""The commands about a folder of migrations: new, autogenerate, lint and check."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any
 from migrate_ckpt.check import FolderCheck, check_folder
 from migrate_ckpt.cli.batch import Outcome, act_on_each
 from migrate_ckpt.cli.commands import choices_of
+from migrate_ckpt.cli.draft_output import describe_draft
 from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, MIGRATION_FAILED
 from migrate_ckpt.cli.output import Line, counted, print_json, print_lines, shown
 from migrate_ckpt.cli.plan_output import describe_plan
 from migrate_ckpt.cli.progress import Progress
+from migrate_ckpt.cli.sections import section_of
 from migrate_ckpt.cli.sources import SourceFile, find_sources
 from migrate_ckpt.errors import InvalidHistory
 from migrate_ckpt.files import inspect_file, plan_file
 from migrate_ckpt.folder import read_set
 from migrate_ckpt.history import History
 from migrate_ckpt.linting.folder_lint import lint_folder
-from migrate_ckpt.new_file import new_migration
+from migrate_ckpt.new_file import new_migration, title_of
 from migrate_ckpt.outline import printable
 
 
@@ -32,6 +34,24 @@ def new(options: Namespace) -> int:
     else:
         print(shown(path))
     return DONE
+
+
+def autogenerate(options: Namespace) -> int:
+    # It loads torch, which the other commands of a folder do without.
+    from migrate_ckpt.drafting.comparing import draft_migration
+
+    draft = draft_migration(options.old, options.new, section=section_of(options))
+    text = draft.source(title_of(options.name), (options.old.name, options.new.name))
+    path = None
+    if not options.print:
+        path = new_migration(options.folder, options.name, text=text)
+    if options.json:
+        print_json({"path": None if path is None else str(path), **draft.to_dict()})
+    elif path is None:
+        print(text, end="")
+    else:
+        print_lines(describe_draft(path, draft))
+    return DONE if draft.is_complete else ANSWER_IS_NO
 
 
 def lint(options: Namespace) -> int:

@@ -13,6 +13,7 @@ from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, refuse_usage
 from migrate_ckpt.cli.model_factory import build_model
 from migrate_ckpt.cli.output import Line, shown
 from migrate_ckpt.cli.progress import Progress
+from migrate_ckpt.cli.sections import section_of
 from migrate_ckpt.cli.sources import SourceFile, find_sources
 from migrate_ckpt.differences import Difference, summarise
 from migrate_ckpt.errors import TargetExists
@@ -20,7 +21,6 @@ from migrate_ckpt.folder import read_set
 from migrate_ckpt.manifest import MANIFEST_NAME, Manifest, read_manifest
 from migrate_ckpt.manifest_files import manifest_of_file, verify_file
 from migrate_ckpt.manifest_sources import manifest_of
-from migrate_ckpt.operations.paths import to_path
 from migrate_ckpt.outline import printable
 from migrate_ckpt.verifying import Verdict
 
@@ -53,15 +53,15 @@ def _make(options: Namespace) -> Manifest:
     if not is_file and _FACTORY.fullmatch(options.source):
         model = build_model(options.source, allocate=options.allocate)
         try:
-            return replace(manifest_of(model), section=_section(options))
+            return replace(manifest_of(model), section=section_of(options))
         except TypeError as error:
             refuse_usage(f"{options.source}() gave no model: {error}")
-    return manifest_of_file(options.source, section=_section(options))
+    return manifest_of_file(options.source, section=section_of(options))
 
 
 def verify(options: Namespace) -> int:
     expected = _read(options)
-    section = _section(options)
+    section = section_of(options)
 
     def verify_one(source: SourceFile, progress: Progress) -> Outcome:
         verdict = verify_file(source.path, expected, section=section)
@@ -83,13 +83,6 @@ def _read(options: Namespace) -> Manifest:
             "write it with `migrate-ckpt manifest`."
         )
     return declared
-
-
-def _section(options: Namespace) -> tuple[str, ...] | None:
-    try:
-        return None if options.section is None else to_path(options.section)
-    except ValueError as error:
-        refuse_usage(str(error))
 
 
 def _describe(path: Path, verdict: Verdict) -> Iterator[Line]:

@@ -18,7 +18,7 @@ from migrate_ckpt.operations.tensor_transforms import Heads, Layout, MergeHeads,
 class SplitQkv(Split):
     """A split into query, key and value by their heads."""
 
-    heads: int = field(default=1, kw_only=True)
+    heads: int = field(kw_only=True)
     kv_heads: int | None = field(default=None, kw_only=True)
     layout: Layout = field(default="blocks", kw_only=True)
 
@@ -47,7 +47,7 @@ class SplitQkv(Split):
 class MergeQkv(Concat):
     """A join of query, key and value by their heads."""
 
-    heads: int = field(default=1, kw_only=True)
+    heads: int = field(kw_only=True)
     kv_heads: int | None = field(default=None, kw_only=True)
     layout: Layout = field(default="blocks", kw_only=True)
 

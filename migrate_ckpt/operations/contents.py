@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.moves import Move
-from migrate_ckpt.operations.operation import Operation
+from migrate_ckpt.operations.operation import Operation, shown
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import (
     KeyPattern,
@@ -40,7 +40,7 @@ class Drop(StateDictOperation):
     keys: tuple[KeyPattern, ...]
 
     def arguments(self) -> list[str]:
-        return [repr(pattern_text(key)) for key in self.keys]
+        return list(map(shown, self.keys))
 
     def __call__(self, ckpt: CkptType) -> CkptType:
         count = self.dropped_bytes(ckpt)

@@ -55,14 +55,25 @@ class Operation(ABC):
         return ()
 
     def __str__(self) -> str:
-        """The operation as it could be written in Python."""
+        """The operation as it could be written in Python, cut short where it is long."""
+        text = self._written_arguments()
+        return f"{self.verb}({text if len(text) <= 200 else text[:197] + '...'})"
+
+    def written(self) -> str:
+        """Return the call that makes it, in Python; `re` and the verb must be imported where it stands."""
+        return f"{self.verb}({self._written_arguments()})"
+
+    def _written_arguments(self) -> str:
         options = [
-            f"{field.name}={shown(getattr(self, field.name))}"
+            f"{field.name}={self.option(field.name)}"
             for field in fields(self)
             if field.kw_only and getattr(self, field.name) != field.default
         ]
-        text = ", ".join([*self.arguments(), *options])
-        return f"{self.verb}({text if len(text) <= 200 else text[:197] + '...'})"
+        return ", ".join([*self.arguments(), *options])
+
+    def option(self, name: str) -> str:
+        """Return the value of a keyword argument as it could be written."""
+        return shown(getattr(self, name))
 
     def arguments(self) -> list[str]:
         """Return the positional arguments as they could be written."""
@@ -81,7 +92,8 @@ class Operation(ABC):
 def shown(value: Any) -> str:
     """Return an argument as it could be written."""
     if isinstance(value, re.Pattern):
-        return f"re.compile({value.pattern!r})"
+        flags = value.flags & ~re.UNICODE
+        return f"re.compile({value.pattern!r}{f', {flags}' if flags else ''})"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(shown, value)) + "]"
     return repr(value)

@@ -33,3 +33,8 @@ def to_path(path: PathLike) -> Path:
 def show_path(path: Iterable[str]) -> str:
     """Return a path as it is written in messages."""
     return ".".join(path) or "the checkpoint itself"
+
+
+def write_path(path: Path) -> str:
+    """Return a path as it could be written in Python."""
+    return repr(path) if any("." in name for name in path) else repr(".".join(path))

@@ -14,7 +14,7 @@ from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.module_versions import versions_of
 from migrate_ckpt.operations.moves import Move, apply_moves, list_keys, replace_items
 from migrate_ckpt.operations.operation import Operation
-from migrate_ckpt.operations.paths import Path, show_path
+from migrate_ckpt.operations.paths import Path, show_path, write_path
 from migrate_ckpt.operations.patterns import KeyPattern, compiled
 from migrate_ckpt.operations.sections import (
     Sections,
@@ -54,6 +54,12 @@ class StateDictOperation(Operation):
             except OperationError as error:
                 raise self._located(error, path) from error.__cause__
         return ckpt
+
+    def option(self, name: str) -> str:
+        if name == "section" and self.section is not None:
+            paths = [write_path(path) for path in self.section]
+            return paths[0] if len(paths) == 1 else f"[{', '.join(paths)}]"
+        return super().option(name)
 
     def inverse(self, ckpt: CkptType) -> tuple[Operation, ...]:
         inverses = []

@@ -10,6 +10,7 @@ from migrate_ckpt.errors import NotInvertible, OperationError
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.module_versions import versions_of
 from migrate_ckpt.operations.moves import Action, Keep, Move, identity, replace_items
+from migrate_ckpt.operations.operation import shown
 from migrate_ckpt.operations.paths import PathLike
 from migrate_ckpt.operations.patterns import (
     KeyPattern,
@@ -105,7 +106,7 @@ class Untie(InPlace):
     keys: tuple[KeyPattern, ...]
 
     def arguments(self) -> list[str]:
-        return [repr(pattern_text(key)) for key in self.keys]
+        return list(map(shown, self.keys))
 
     def moves(self, state_dict: Mapping[str, Any]) -> tuple[Move, ...]:
         keys = own_keys(state_dict)

@@ -11,7 +11,7 @@ from migrate_ckpt.errors import KeyCollision, OperationError
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.items import not_found, parent_items
 from migrate_ckpt.operations.operation import Operation
-from migrate_ckpt.operations.paths import Path, PathLike, show_path, to_path
+from migrate_ckpt.operations.paths import Path, PathLike, show_path, to_path, write_path
 from migrate_ckpt.operations.state_dict_operation import Missing
 
 
@@ -35,7 +35,7 @@ class PathOperation(Operation):
         return self._undo(ckpt) if self._is_there(ckpt) else ()
 
     def arguments(self) -> list[str]:
-        return [repr(".".join(self.path)), *super().arguments()[1:]]
+        return [write_path(self.path), *super().arguments()[1:]]
 
     def _is_there(self, ckpt: CkptType) -> bool:
         """Tell whether there is anything to do.
@@ -162,7 +162,7 @@ class Move(PathOperation):
     target: Path
 
     def arguments(self) -> list[str]:
-        return [repr(".".join(self.path)), repr(".".join(self.target))]
+        return [write_path(self.path), write_path(self.target)]
 
     def _change(self, ckpt: CkptType) -> None:
         source, target = parent_items(ckpt, self.path), parent_items(ckpt, self.target)

@@ -20,8 +20,10 @@ from migrate_ckpt import (
     inspect_file,
     migrate_file,
     migrate_from_folder,
+    read_checkpoint,
     read_set,
 )
+from migrate_ckpt.comparison import find_unlike
 from tests.acceptance.conftest import running_service
 
 pytestmark = pytest.mark.acceptance
@@ -164,8 +166,25 @@ def test_checkpoint_of_another_network_is_refused_with_the_key_that_it_lacks() -
         migrate_from_folder(ckpt, MIGRATIONS)
 
 
+def test_command_writes_the_whole_refactoring_by_itself(old: Path, tmp_path: Path) -> None:
+    new, folder = tmp_path / "new.ckpt", tmp_path / "written"
+    migrate_file(old, new, folder=MIGRATIONS)
+
+    command = [sys.executable, "-m", "migrate_ckpt.cli", "autogenerate", old, new]
+    options = ["--name", "the_refactoring", "--folder", folder]
+    done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+
+    assert "proved: they make NEW of OLD, bit by bit" in done.stdout
+    shown = (PAGE / "README.md").read_text().partition("<!-- generated -->\n```python\n")[2]
+    assert (folder / "0001_the_refactoring.py").read_text() == shown.partition("```")[0]
+    migrate_file(old, tmp_path / "again.ckpt", folder=folder)
+    ckpts = [read_checkpoint(path) for path in (new, tmp_path / "again.ckpt")]
+    assert find_unlike(*ckpts) == []
+
+
 def test_page_shows_the_migrations_as_they_are() -> None:
-    shown = re.findall(r"```python\n(.*?)```", (PAGE / "README.md").read_text(), re.DOTALL)
+    page = (PAGE / "README.md").read_text().partition("## Written by itself")[0]
+    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
     files = read_set(MIGRATIONS).files
     assert all(file.is_declared for file in files)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from migrate_ckpt import NotInvertible, OperationError
+from migrate_ckpt import NotInvertible, OperationError, operations
 from migrate_ckpt.operations import (
     Operation,
     add,
@@ -340,3 +340,10 @@ def _reads(operation: Operation, ckpt: dict[str, Any]) -> tuple[tuple[str, ...],
     except OperationError:
         assume(False)
         raise
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_what_is_written_of_an_operation_makes_it_again(operation: Operation) -> None:
+    names = {name: getattr(operations, name) for name in operations.__all__}
+
+    assert eval(operation.written(), {"re": re, **names}) == operation

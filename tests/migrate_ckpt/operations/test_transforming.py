@@ -244,7 +244,7 @@ def test_what_has_no_such_dimension_is_not_taken_apart() -> None:
     ("operation", "text"),
     [
         (transpose(["a", "b.{i}"]), "transpose(['a', 'b.{i}'])"),
-        (permute("a", [1, 0], section="ema"), "permute(['a'], [1, 0], section=[['ema']])"),
+        (permute("a", [1, 0], section="ema"), "permute(['a'], [1, 0], section='ema')"),
         (reshape("a", [2, -1]), "reshape(['a'], [2, -1])"),
         (permute_rows("a", [1, 0], dim=1), "permute_rows(['a'], [1, 0], dim=1)"),
         (trim_rows("a", 3, start=1), "trim_rows(['a'], 3, start=1)"),

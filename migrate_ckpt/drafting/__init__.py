@@ -1,0 +1,1 @@
+"""Migrations written by comparing a checkpoint of before with one of after."""

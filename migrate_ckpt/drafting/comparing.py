@@ -1,0 +1,152 @@
+"""Compares two checkpoints, state dicts or manifests, and drafts the migration that makes one of the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from migrate_ckpt.drafting.composing import Drafted, compose
+from migrate_ckpt.drafting.draft import Draft
+from migrate_ckpt.drafting.matching import match_tensors
+from migrate_ckpt.drafting.proof import find_differing
+from migrate_ckpt.drafting.values import ValueChanges, compare_values
+from migrate_ckpt.errors import InvalidManifest
+from migrate_ckpt.file_run import as_checkpoint, read_tensors
+from migrate_ckpt.formats import open_container
+from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.manifest import Manifest, read_manifest
+from migrate_ckpt.operations.paths import Path as KeyPath
+from migrate_ckpt.operations.paths import PathLike, to_path
+from migrate_ckpt.operations.sections import find_sections, is_tensor, own_keys, to_sections
+from migrate_ckpt.operations.state_dict_operation import StateDictOperation
+from migrate_ckpt.operations.values import Move, RenameValue
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One of two things that are compared: its dense tensors by key, and what else there is, if it is a checkpoint."""
+
+    tensors: Mapping[str, torch.Tensor]
+    ckpt: Any = None
+    path: KeyPath | None = None
+    values: frozenset[str] = frozenset()
+
+
+def draft_migration(
+    old: str | os.PathLike[str],
+    new: str | os.PathLike[str],
+    *,
+    section: PathLike | None = None,
+) -> Draft:
+    """Draft the migration that makes a new checkpoint of an old one.
+
+    Each side is a checkpoint, a file of a state dict, or a manifest (`.json`). Equal content proves what became of a
+    tensor, if no other has it; else names and shapes make it likely; and what could be one or another is left to a
+    person. What the operations make of the old state dict is compared with the new one, bit by bit. Nothing of either
+    file is imported, and no more than a tensor at a time is in memory.
+
+    Args:
+        old: The file of before.
+        new: The file of after.
+        section: The path of the state dict in both; None is the model's, wherever that stands.
+
+    Raises:
+        OSError: A file cannot be opened.
+        UnreadableCheckpoint: One is no checkpoint that is read here, or it is damaged.
+        InvalidManifest: A `.json` is no manifest, or leaves a size open.
+        SectionNotFound: One has no such section; or which is the model's is not to be told.
+    """
+    with _opened(Path(old), section) as before, _opened(Path(new), section) as after:
+        match = match_tensors(before.tensors, after.tensors)
+        drafted, blocked = compose(match, before.tensors, after.tensors)
+        operations = [d.operation for d in drafted if isinstance(d.operation, StateDictOperation)]
+        differing = find_differing(operations, before.tensors, after.tensors)
+        around, changes = _around(before, after)
+        place = () if section is None else to_path(section)
+        return Draft(
+            (*around, *(_in_section(d, place) for d in drafted), *changes.drafted),
+            len(match.kept) - len(match.changed),
+            all(not t.is_meta for t in (*before.tensors.values(), *after.tensors.values())),
+            undecided=(*match.undecided, *(((a,), (b,)) for a, b in blocked)),
+            unknown=tuple(match.unknown),
+            changed=tuple(match.changed),
+            notes=(*changes.notes, *_other_values(before, after)),
+            differing=tuple(differing),
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path, section: PathLike | None) -> Iterator[_Side]:
+    if path.suffix == ".json":
+        yield _of_manifest(path, read_manifest(path))
+        return
+    with FileSource(path) as source:
+        ckpt = as_checkpoint(read_tensors(open_container(source)).value)
+        ((place, state_dict),) = find_sections(ckpt, to_sections(section))
+        dense = {key: state_dict[key] for key in own_keys(state_dict) if _is_dense(state_dict[key])}
+        others = frozenset(key for key in own_keys(state_dict) if key not in dense)
+        yield _Side(dense, ckpt, place, others)
+
+
+def _of_manifest(path: Path, manifest: Manifest) -> _Side:
+    import torch
+
+    tensors = {}
+    for key, expected in manifest.tensors.items():
+        sizes = [size for size in expected.shape if size is not None]
+        dtype = getattr(torch, expected.dtype, None)
+        if len(sizes) < len(expected.shape) or not isinstance(dtype, torch.dtype):
+            raise InvalidManifest(
+                f"The manifest {path.name} cannot be compared: of {key!r} it says {expected}, and it takes a size for "
+                "each dimension and a dtype of torch.",
+                path=path,
+            )
+        tensors[key] = torch.empty(sizes, dtype=dtype, device="meta")
+    return _Side(tensors, values=manifest.values)
+
+
+def _is_dense(value: Any) -> bool:
+    if not is_tensor(value):
+        return False
+    import torch
+
+    return value.layout is torch.strided and not value.is_quantized
+
+
+def _around(before: _Side, after: _Side) -> tuple[list[Drafted], ValueChanges]:
+    """Compare what is around the state dicts, where both have anything."""
+    if not before.path or not after.path:
+        return [], ValueChanges()
+    drafted = []
+    if before.path != after.path:
+        same_parent = before.path[:-1] == after.path[:-1]
+        operation = (
+            RenameValue(before.path, after.path[-1])
+            if same_parent
+            else Move(before.path, after.path)
+        )
+        drafted.append(Drafted(operation, 1))
+    return drafted, compare_values(before.ckpt, after.ckpt, (before.path, after.path))
+
+
+def _in_section(drafted: Drafted, place: KeyPath) -> Drafted:
+    if not place or not isinstance(drafted.operation, StateDictOperation):
+        return drafted
+    return replace(drafted, operation=replace(drafted.operation, section=(place,)))
+
+
+def _other_values(before: _Side, after: _Side) -> Iterator[str]:
+    """Yield a sentence for each side that has values of its own in its state dict, which are no dense tensors."""
+    for which, values in (
+        ("old", before.values - after.values),
+        ("new", after.values - before.values),
+    ):
+        if values:
+            yield f"No dense tensors, and only in the {which} state dict: {', '.join(sorted(values))}."

@@ -1,0 +1,131 @@
+"""The draft of a migration: its operations, how sure they are, and what a person has to decide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from migrate_ckpt.drafting.composing import Drafted
+from migrate_ckpt.drafting.python_text import LINE_LENGTH, lay_out
+
+Group = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What comparing two checkpoints gave.
+
+    Attributes:
+        drafted: The operations in their order.
+        kept: How many tensors have the same name and content in both, or the same form where no content is known.
+        has_content: Whether there was content to compare, and not manifests only.
+        undecided: Groups of old keys and new ones of which nobody can tell which became which.
+        unknown: New keys that nothing old makes, and that are not one number.
+        changed: Keys whose content is another one, as after more training.
+        notes: What else is not written, a sentence each.
+        differing: Keys of which the operations do not make what is in the new checkpoint.
+    """
+
+    drafted: tuple[Drafted, ...]
+    kept: int
+    has_content: bool
+    undecided: tuple[Group, ...] = ()
+    unknown: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left for a person to decide."""
+        return not self.undecided and not self.unknown
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether the operations make the new state dict of the old one, bit by bit."""
+        return self.has_content and not self.differing
+
+    @property
+    def likely(self) -> tuple[str, ...]:
+        """The old keys, and the operations on values, that are as they are by names and shapes alone."""
+        return tuple(dict.fromkeys(key for each in self.drafted for key in each.likely))
+
+    def source(self, title: str, compared: Sequence[str]) -> str:
+        """Return the text of a migration file; `compared` names the two files."""
+        return "\n".join(self._lines(title, compared)) + "\n"
+
+    def _lines(self, title: str, compared: Sequence[str]) -> Iterator[str]:
+        yield f'"""{title}.'
+        yield ""
+        yield "Why: what changed in the code, and where to read about it."
+        yield f"Written by comparing {' with '.join(compared)}."
+        yield '"""'
+        yield ""
+        calls = [each.operation.written() for each in self.drafted]
+        if any("re.compile(" in call for call in calls):
+            yield "import re"
+            yield ""
+        verbs = sorted({each.operation.verb for each in self.drafted})
+        if verbs:
+            yield from _import(verbs)
+            yield ""
+        if not self.drafted:
+            yield "operations = []"
+        else:
+            yield "operations = ["
+            for each, call in zip(self.drafted, calls, strict=True):
+                yield from (f"    # {line}" for line in _doubt(each))
+                yield f"    {lay_out(call, 4)},"
+            yield "]"
+        yield from (f"# {line}".rstrip() for line in self._open_questions())
+
+    def _open_questions(self) -> Iterator[str]:
+        if self.undecided:
+            yield ""
+            yield "TODO: which of these became which cannot be told:"
+            for olds, news in self.undecided:
+                yield f"  {', '.join(olds)}"
+                yield f"  -> {', '.join(news)}"
+        if self.unknown:
+            yield ""
+            yield "TODO: nothing old makes these; `add` puts them in:"
+            yield from (f"  {key}" for key in self.unknown)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "operations": [
+                {"operation": d.operation.written(), "keys": d.count, "likely": list(d.likely)}
+                for d in self.drafted
+            ],
+            "kept": self.kept,
+            "complete": self.is_complete,
+            "proved": self.is_proved,
+            "undecided": [{"old": list(olds), "new": list(news)} for olds, news in self.undecided],
+            "unknown": list(self.unknown),
+            "changed": list(self.changed),
+            "notes": list(self.notes),
+            "differing": list(self.differing),
+        }
+
+
+def _import(verbs: Sequence[str]) -> Iterator[str]:
+    line = f"from migrate_ckpt.operations import {', '.join(verbs)}"
+    if len(line) <= LINE_LENGTH:
+        yield line
+        return
+    yield "from migrate_ckpt.operations import ("
+    yield from (f"    {verb}," for verb in verbs)
+    yield ")"
+
+
+def _doubt(each: Drafted) -> Iterator[str]:
+    if not each.likely:
+        return
+    if each.count == 1 and re.match(r"\w+\(", each.likely[0]):
+        yield "Likely, as nothing else has the value."
+    elif len(each.likely) >= each.count:
+        yield "Likely, by names and shapes."
+    else:
+        yield f"Likely, by names and shapes, for {len(each.likely)} of {each.count} keys."

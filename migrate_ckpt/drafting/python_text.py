@@ -1,0 +1,59 @@
+"""Lays a call out as a formatter would: on one line where it fits, and with an argument a line where it does not."""
+
+from __future__ import annotations
+
+import ast
+import json
+import textwrap
+
+LINE_LENGTH = 100
+_INDENT = 4
+
+
+def lay_out(call: str, indent: int = 0) -> str:
+    """Return a Python expression laid out; lines after the first are indented, the first one is not."""
+    return _written(ast.parse(call, mode="eval").body, indent, "")
+
+
+def _written(node: ast.expr, indent: int, after: str) -> str:
+    flat = _flat(node)
+    parts = _parts(node)
+    if parts is None or indent + len(flat) + len(after) < LINE_LENGTH:
+        return flat
+    start, items, end = parts
+    inner = indent + _INDENT
+    pad = " " * inner
+    if items and all(isinstance(item, ast.Constant | ast.UnaryOp) for _, item in items):
+        texts = [_flat(item) for _, item in items]
+        if not any(text.startswith('"') for text in texts):
+            filled = textwrap.fill(", ".join(texts) + ",", LINE_LENGTH - inner)
+            return f"{start}\n{textwrap.indent(filled, pad)}\n{' ' * indent}{end}"
+    lines = [f"{pad}{name}{_written(item, inner, name + ',')}," for name, item in items]
+    return "\n".join([start, *lines, " " * indent + end])
+
+
+def _parts(node: ast.expr) -> tuple[str, list[tuple[str, ast.expr]], str] | None:
+    """Return how something that can be broken begins, what it holds, each with what stands before it, and its end."""
+    if isinstance(node, ast.Call):
+        positional = [("", argument) for argument in node.args]
+        keywords = [(f"{keyword.arg}=", keyword.value) for keyword in node.keywords]
+        return f"{_flat(node.func)}(", positional + keywords, ")"
+    if isinstance(node, ast.List):
+        return "[", [("", item) for item in node.elts], "]"
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return "{", [(f"{_flat(key)}: ", value) for key, value in pairs if key is not None], "}"
+    return None
+
+
+def _flat(node: ast.expr) -> str:
+    parts = _parts(node)
+    if parts is not None:
+        start, items, end = parts
+        return start + ", ".join(name + _flat(item) for name, item in items) + end
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        # The quotes that a formatter would choose, where JSON and Python write a text alike.
+        as_json = json.dumps(node.value)
+        is_plain = '"' not in node.value and ast.literal_eval(as_json) == node.value
+        return as_json if is_plain else repr(node.value)
+    return ast.unparse(node)

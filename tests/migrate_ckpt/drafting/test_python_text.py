@@ -1,0 +1,38 @@
+"""Calls laid out as a formatter does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from migrate_ckpt.drafting.python_text import lay_out
+
+LONG = "layers.{i}.attention.self.projection.weight"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "rename('a', 'b')",
+        f"rename({LONG!r}, {'new.' + LONG!r}, missing='skip')",
+        f"concat([{LONG!r}, {LONG!r}, {LONG!r}], {LONG!r}, dim=-1)",
+        f"rename({{{LONG!r}: {LONG + 'x'!r}, {'b' + LONG!r}: {LONG + 'y'!r}}})",
+        f"set_value('a.b', [{', '.join(map(repr, [LONG] * 4))}])",
+        """rename('it\\'s', 'a "b"')""",
+    ],
+)
+def test_is_what_ruff_makes_of_it(call: str) -> None:
+    text = f"operations = [\n    {lay_out(call, 4)},\n]\n"
+
+    command = [sys.executable, "-m", "ruff", "format", "--line-length", "100", "-"]
+    formatted = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    assert formatted.stdout == text
+
+
+def test_many_numbers_fill_lines() -> None:
+    text = lay_out(f"permute_rows(['a'], {list(range(100))})", 4)
+
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(text.splitlines()) < 12
