@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.errors import HistoryRefused as HistoryRefused
     from migrate_ckpt.errors import HistoryWarning as HistoryWarning
     from migrate_ckpt.errors import IncompleteGroup as IncompleteGroup
+    from migrate_ckpt.errors import InvalidFixture as InvalidFixture
     from migrate_ckpt.errors import InvalidHistory as InvalidHistory
     from migrate_ckpt.errors import InvalidManifest as InvalidManifest
     from migrate_ckpt.errors import InvalidMigrationFile as InvalidMigrationFile
@@ -100,6 +101,7 @@ _MODULES = {
         "HistoryRefused",
         "HistoryWarning",
         "IncompleteGroup",
+        "InvalidFixture",
         "InvalidHistory",
         "InvalidManifest",
         "InvalidMigrationFile",

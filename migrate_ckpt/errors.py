@@ -176,6 +176,12 @@ class InvalidManifest(FolderError):
     error_type = "invalid_manifest"
 
 
+class InvalidFixture(FolderError):
+    """The fixture of a migration cannot be read, or is none."""
+
+    error_type = "invalid_fixture"
+
+
 class OrderMismatch(FolderError):
     """The alphabetical order of the names is not their numeric one."""
 

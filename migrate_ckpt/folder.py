@@ -9,6 +9,8 @@ the folder and below it, count in the set's digest. Left out are names that star
 A sub-folder that holds migrations is a further set. A sub-folder of other modules is a
 package that the migrations may import.
 
+JSON files in a sub-folder `fixtures` are what migrations are tested with, and no part of the set.
+
 A file `manifest.json` says what the state dict of a checkpoint is like that has had all migrations.
 
 The order is the alphabetical one of the names. Where their numbers say otherwise, as `10_x` and
@@ -32,6 +34,8 @@ from migrate_ckpt.migration_file import MigrationFile as MigrationFile
 from migrate_ckpt.migration_file import is_candidate, may_be_migration, parse, read_file
 
 DEFAULT_SET = "default"
+FIXTURES_NAME = "fixtures"
+"""What the sub-folder of a set is called that has the fixtures of its migrations."""
 
 _NOT_PART_OF_IT = (".md", ".pyc")
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -178,7 +182,8 @@ def _set_digest(folder: Path, files: Sequence[MigrationFile]) -> str:
     sub_sets = set(sub_folders(folder, with_migrations=True))
     parts = [part for file in files for part in (file.name, file.digest)]
     for path in _files_below(folder, sub_sets):
-        if path not in own:
+        is_fixture = path.parent == folder / FIXTURES_NAME and path.suffix == ".json"
+        if path not in own and not is_fixture:
             parts += [path.relative_to(folder).as_posix(), _digest_of_file(path)]
     return digest_of_parts(parts)
 

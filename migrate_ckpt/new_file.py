@@ -9,13 +9,39 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from migrate_ckpt.errors import FolderError
-from migrate_ckpt.folder import in_order, read_folder
+from migrate_ckpt.folder import FIXTURES_NAME, in_order, read_folder
 
 Form: TypeAlias = Literal["operations", "handle"]
 """What a migration consists of: a declared list of operations, or a function."""
 
 TEMPLATE_NAME = "_template.py"
 _TITLE = "{title}"
+
+# What the templates make of a checkpoint, so that a fixture is there to be edited with them.
+_FIXTURES: dict[Form, str] = {
+    "operations": """\
+{
+  "fixture": 1,
+  "before": {
+    "state_dict": {"old.name": {"$tensor": "float32", "shape": [2, 2], "data": [1.0, 2.0, 3.0, 4.0]}}
+  },
+  "after": {
+    "state_dict": {"new.name": {"$tensor": "float32", "shape": [2, 2], "data": [1.0, 2.0, 3.0, 4.0]}}
+  }
+}
+""",
+    "handle": """\
+{
+  "fixture": 1,
+  "before": {
+    "state_dict": {"a.name": {"$tensor": "float32", "shape": [2, 2], "data": [1.0, 2.0, 3.0, 4.0]}}
+  },
+  "after": {
+    "state_dict": {"a.name": {"$tensor": "float32", "shape": [2, 2], "data": [1.0, 2.0, 3.0, 4.0]}}
+  }
+}
+""",
+}
 
 _TEMPLATES: dict[Form, str] = {
     "operations": '''\
@@ -51,8 +77,8 @@ def new_migration(
     """Write the file of a new migration that comes last in the folder's order; return its path.
 
     It is a copy of the folder's `_template.py`, with the title in the place of `{title}`. Where
-    there is none, or a form is asked for, it is one of ours: by default a list of operations. A text that is given
-    is taken in place of it.
+    there is none, or a form is asked for, it is one of ours: by default a list of operations; then a fixture to
+    edit with it is written, too. A text that is given is taken in place of both.
 
     Raises:
         FolderError: The name holds other characters than letters, digits and underscores, or no
@@ -76,6 +102,10 @@ def new_migration(
     target = folder / f"{stem}.py"
     with target.open("x", encoding="utf-8") as file:
         file.write(text or _template(folder, form).replace(_TITLE, title_of(name)))
+    if text is None and not (form is None and (folder / TEMPLATE_NAME).is_file()):
+        fixtures = folder / FIXTURES_NAME
+        fixtures.mkdir(exist_ok=True)
+        (fixtures / f"{stem}.json").write_text(_FIXTURES[form or "operations"], encoding="utf-8")
     return target
 
 

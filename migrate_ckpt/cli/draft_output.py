@@ -11,15 +11,19 @@ from migrate_ckpt.operations.moves import list_keys
 from migrate_ckpt.outline import printable
 
 
-def describe_draft(path: Path, draft: Draft) -> Iterator[Line]:
-    """Yield the lines of a summary: what was written, how sure it is, and what is not."""
-    yield Line(
-        f"{shown(path)}: {_counted(len(draft.drafted), 'operation')}, {_counted(draft.kept, 'tensor')} as before"
-    )
+def describe_draft(path: Path | None, draft: Draft) -> Iterator[Line]:
+    """Yield the lines of a summary: what was written, if anything, how sure it is, and what is not."""
+    kept = f"{_counted(draft.kept, 'tensor')} as before"
+    if path is None:
+        yield Line(f"nothing was written: no operation was found, {kept}")
+    else:
+        yield Line(f"{shown(path)}: {_counted(len(draft.drafted), 'operation')}, {kept}")
     if draft.is_proved:
         yield Line("  proved: they make NEW of OLD, bit by bit", "green")
     for text, style in _doubts(draft):
         yield Line(f"  {printable(text)}", style)
+    if path is not None and not draft.is_complete:
+        yield Line("  look for TODO in the file", "bold yellow")
 
 
 def _doubts(draft: Draft) -> Iterator[tuple[str, str]]:
@@ -36,8 +40,6 @@ def _doubts(draft: Draft) -> Iterator[tuple[str, str]]:
     if draft.has_content and unexplained:
         yield f"not as in NEW: {list_keys(sorted(unexplained))}", "bold yellow"
     yield from ((sentence, "") for sentence in draft.notes)
-    if not draft.is_complete:
-        yield "look for TODO in the file", "bold yellow"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -42,16 +42,28 @@ def autogenerate(options: Namespace) -> int:
 
     draft = draft_migration(options.old, options.new, section=section_of(options))
     text = draft.source(title_of(options.name), (options.old.name, options.new.name))
-    path = None
-    if not options.print:
+    path = fixture = None
+    if not options.print and draft.drafted:
         path = new_migration(options.folder, options.name, text=text)
+        fixture = _write_fixture(options, path)
     if options.json:
-        print_json({"path": None if path is None else str(path), **draft.to_dict()})
-    elif path is None:
+        paths = {"path": path, "fixture": fixture}
+        data = {name: None if found is None else str(found) for name, found in paths.items()}
+        print_json({**data, **draft.to_dict()})
+    elif options.print:
         print(text, end="")
     else:
         print_lines(describe_draft(path, draft))
+        if fixture is not None:
+            print_lines([Line(f"{shown(fixture)}: its fixture, for migrate-ckpt test")])
     return DONE if draft.is_complete else ANSWER_IS_NO
+
+
+def _write_fixture(options: Namespace, path: Path) -> Path | None:
+    """Write the fixture of a new migration, of the old side in small, if it is a checkpoint that can be."""
+    from migrate_ckpt.fixtures.writing import write_fixture_for
+
+    return None if options.old.suffix == ".json" else write_fixture_for(options.old, path)
 
 
 def lint(options: Namespace) -> int:

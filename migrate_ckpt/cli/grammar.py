@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from migrate_ckpt import __version__
-from migrate_ckpt.cli import commands, folder_commands, manifest_commands
+from migrate_ckpt.cli import commands, fixture_commands, folder_commands, manifest_commands
 from migrate_ckpt.cli.completion import SHELLS, print_completion
 from migrate_ckpt.folder import DEFAULT_SET
 from migrate_ckpt.formats.conversion import Format
@@ -89,6 +89,15 @@ in the file.
 examples:
   migrate-ckpt autogenerate old.ckpt new.ckpt --name fuse_attention
   migrate-ckpt autogenerate old.json new.json --print
+"""
+
+_TEST_EXAMPLES = """The fixture of a migration is fixtures/NAME.json beside it:
+a small checkpoint of before, and what must come of it.
+
+examples:
+  migrate-ckpt test                                    for CI: --require-fixtures refuses a migration without one
+  migrate-ckpt test 0003_rename_encoder
+  migrate-ckpt test --write old.ckpt                   makes those that are not there, of a checkpoint in small
 """
 
 _LINT_EPILOG = (
@@ -227,6 +236,23 @@ def _add_autogenerate(words: Any) -> None:
     add_to.add_argument("--print", action="store_true", help="print the file and write none")
     _add_section(add_to)
     _add_folder(add_to)
+
+
+def _add_test(words: Any) -> None:
+    text = "hold migrations to their fixtures, up and down"
+    test = _add(words, "test", fixture_commands.test, text, _TEST_EXAMPLES)
+    test.add_argument("names", nargs="*", metavar="NAME", help="(default: all)")
+    test.add_argument(
+        "--require-fixtures", action="store_true", help="a migration without a fixture fails"
+    )
+    test.add_argument(
+        "--write",
+        type=Path,
+        metavar="OLD",
+        help="make fixtures that are not there, of a checkpoint",
+    )
+    _add_folder(test)
+    _add_set(test)
 
 
 def _add_lint(words: Any) -> None:
@@ -378,6 +404,7 @@ _WORDS = (
     _add_stamp,
     _add_new,
     _add_autogenerate,
+    _add_test,
     _add_lint,
     _add_check,
     _add_manifest,

@@ -31,7 +31,7 @@ def find_prefixes(
     if old and new and not _replaces_many(".".join(old) + ".", ".".join(new) + ".", pairs):
         return
     if old and _strips_once(old, state_dict):
-        yield StripPrefix(tuple(dict.fromkeys(old)))
+        yield StripPrefix((".".join(old),))
     elif old:
         return
     if new:
@@ -57,8 +57,8 @@ def _common(keys: Iterable[str]) -> list[str]:
 
 
 def _strips_once(prefix: Sequence[str], state_dict: Mapping[str, Any]) -> bool:
-    """Tell whether taking off the names of a prefix, as often as they come, takes off no more than it."""
-    operation = StripPrefix(tuple(dict.fromkeys(prefix)))
+    """Tell whether taking off a prefix, as often as it comes, takes it off once."""
+    operation = StripPrefix((".".join(prefix),))
     text = ".".join(prefix) + "."
     return all(
         move.targets[0] == move.sources[0].removeprefix(text)
