@@ -11,6 +11,7 @@ MigrateCkptError
 ├── FolderError                     the folder of migrations cannot be used
 │   ├── InvalidMigrationFile        one of its files cannot
 │   ├── InvalidManifest             its manifest cannot be read
+│   ├── InvalidFixture              the fixture of one of its migrations cannot be read
 │   ├── OrderMismatch               alphabetical and numeric order disagree
 │   └── UnknownSet                  no set of this name
 ├── UnknownMigration                `to` names no migration of the set
