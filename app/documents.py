@@ -42,7 +42,7 @@ class Step(TypedDict):
     name: str
     title: str
     digest: str | None
-    state: Literal["applied", "pending", "missed", "unknown", "changed"]
+    state: Literal["applied", "pending", "missed", "unknown", "changed", "replaced"]
     will_run: bool
     changes: NotRequired[list[Change] | None]
     counts: NotRequired[dict[str, int]]

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.files import migrate_file as migrate_file
     from migrate_ckpt.files import plan_file as plan_file
     from migrate_ckpt.files import read_checkpoint as read_checkpoint
+    from migrate_ckpt.files import repair_file as repair_file
     from migrate_ckpt.files import run_file as run_file
     from migrate_ckpt.files import write_checkpoint as write_checkpoint
     from migrate_ckpt.folder import MigrationFile as MigrationFile
@@ -84,6 +85,8 @@ if TYPE_CHECKING:
     from migrate_ckpt.plan import Step as Step
     from migrate_ckpt.report import Report as Report
     from migrate_ckpt.reverting import revert_file as revert_file
+    from migrate_ckpt.squashing.squash import Squashed as Squashed
+    from migrate_ckpt.squashing.squash import squash as squash
     from migrate_ckpt.stamping import stamp as stamp
     from migrate_ckpt.verifying import Verdict as Verdict
 
@@ -132,6 +135,7 @@ _MODULES = {
         "migrate_file",
         "plan_file",
         "read_checkpoint",
+        "repair_file",
         "run_file",
         "write_checkpoint",
     ),
@@ -159,6 +163,7 @@ _MODULES = {
     "plan": ("Plan", "Policy", "Step"),
     "report": ("Report",),
     "reverting": ("revert_file",),
+    "squashing.squash": ("Squashed", "squash"),
     "stamping": ("stamp",),
     "verifying": ("Verdict",),
 }

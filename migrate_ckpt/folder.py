@@ -28,7 +28,7 @@ from os import PathLike
 from pathlib import Path
 
 from migrate_ckpt.digest import digest_of_file, digest_of_parts, digest_of_tree
-from migrate_ckpt.errors import FolderError, OrderMismatch, UnknownSet
+from migrate_ckpt.errors import FolderError, InvalidMigrationFile, OrderMismatch, UnknownSet
 from migrate_ckpt.manifest import MANIFEST_NAME, Manifest, read_manifest
 from migrate_ckpt.migration_file import MigrationFile as MigrationFile
 from migrate_ckpt.migration_file import is_candidate, may_be_migration, parse, read_file
@@ -68,6 +68,7 @@ def read_folder(path: str | PathLike[str], *, set_name: str = DEFAULT_SET) -> Mi
     folder = Path(path)
     stems = in_order(folder, sorted(p.stem for p in listed(folder) if is_candidate(p)))
     files = tuple(read_file(folder / f"{stem}.py") for stem in stems)
+    _check_replaced(files)
     declared = folder / MANIFEST_NAME
     manifest = read_manifest(declared) if declared.is_file() else None
     return MigrationSet(set_name, folder, files, _set_digest(folder, files), manifest)
@@ -175,6 +176,27 @@ def declares_natural_order(folder: Path) -> bool:
         and node.value.value == "natural"
         for node in parse(init).body
     )
+
+
+def _check_replaced(files: Sequence[MigrationFile]) -> None:
+    """Refuse a squashed migration that does not come just after those that it replaces, in their order.
+
+    Raises:
+        InvalidMigrationFile: One does not, or two replace the same.
+    """
+    names = [file.name for file in files]
+    replaced: set[str] = set()
+    for position, file in enumerate(files):
+        here = [name for name in file.replaces if name in names]
+        before = names[max(position - len(here), 0) : position]
+        if here != before or replaced & set(file.replaces):
+            raise InvalidMigrationFile(
+                f"{file.path.name} must come just after the migrations that it replaces, in their order, and they can "
+                f"be replaced once only: {', '.join(file.replaces)}.",
+                path=file.path,
+                name=file.name,
+            )
+        replaced |= set(file.replaces)
 
 
 def _set_digest(folder: Path, files: Sequence[MigrationFile]) -> str:

@@ -87,7 +87,8 @@ def _load(package: str, file: MigrationFile) -> Migration:
     optimizer = getattr(module, "optimizer", None) if file.has_optimizer_rules else None
     if file.is_declared:
         operations = getattr(module, "operations", None)
-        return replace(declared_migration(file, operations, requires, optimizer), revert=revert)
+        declared = declared_migration(file, operations, requires, optimizer)
+        return replace(declared, revert=revert, replaces=file.replaces)
     handle = _function(module, file, "handle")
     requirements = declared_requirements(file, requires)
     rules = declared_rules(file, optimizer)
@@ -99,6 +100,7 @@ def _load(package: str, file: MigrationFile) -> Migration:
         requires=requirements,
         optimizer=rules,
         revert=revert,
+        replaces=file.replaces,
     )
 
 

@@ -22,6 +22,7 @@ class Migration:
     The title and the digest are known for a migration that was read from a file. One that is declared has its
     operations; the callback then applies them. What it requires is checked just before it is applied. The optimizers in
     a checkpoint follow it by its rules; without any they are left alone. `revert` takes it back, if its file has one.
+    One that is squashed `replaces` others, by their names.
     """
 
     name: str
@@ -32,3 +33,4 @@ class Migration:
     requires: tuple[Requirement, ...] = ()
     optimizer: OptimizerRules | None = None
     revert: MigrationCallback | None = None
+    replaces: tuple[str, ...] = ()

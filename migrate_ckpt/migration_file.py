@@ -31,7 +31,7 @@ class MigrationFile:
 
     It is declared if it lists its operations, and not if it defines `handle`. It has requirements
     if it assigns `requires`, says how optimizers follow if it assigns `optimizer`, and how it is taken back if it
-    defines `revert`.
+    defines `revert`. One that is squashed `replaces` others, by their names.
     """
 
     name: str
@@ -42,6 +42,7 @@ class MigrationFile:
     has_requirements: bool = False
     has_optimizer_rules: bool = False
     has_revert: bool = False
+    replaces: tuple[str, ...] = ()
 
 
 def is_candidate(path: Path) -> bool:
@@ -87,6 +88,7 @@ def read_file(path: Path) -> MigrationFile:
         has_requirements=_assigns(tree, "requires"),
         has_optimizer_rules=_assigns(tree, "optimizer"),
         has_revert=any(map(is_revert, tree.body)),
+        replaces=_replaces(tree, path),
     )
 
 
@@ -102,6 +104,37 @@ def parse(path: Path) -> ast.Module:
         raise InvalidMigrationFile(
             f"{path.name} cannot be read as Python: {error}", path=path, name=path.stem
         ) from error
+
+
+def _replaces(tree: ast.Module, path: Path) -> tuple[str, ...]:
+    """Return the names that a file lists as `replaces`.
+
+    Raises:
+        InvalidMigrationFile: It is no list of texts.
+    """
+    found = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and _names(node) == ["replaces"]
+    ]
+    if not found:
+        return ()
+    try:
+        names = ast.literal_eval(found[-1])
+    except ValueError:
+        names = None
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not is_list or not names or len(set(names)) < len(names):
+        raise InvalidMigrationFile(
+            f"The `replaces` of {path.name} must be a list of the names of other migrations, each once, written out.",
+            path=path,
+            name=path.stem,
+        )
+    return tuple(names)
+
+
+def _names(node: ast.Assign) -> list[str]:
+    return [target.id for target in node.targets if isinstance(target, ast.Name)]
 
 
 def _defines_handle(tree: ast.Module) -> bool:

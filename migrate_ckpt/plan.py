@@ -8,6 +8,9 @@ not applied is **missed**. A record that counts in this set and is no migration 
 
 An unknown record whose digest equals that of a migration without a record is that migration,
 **renamed**: it counts as applied.
+
+A squashed migration and those that it replaces are not both for one checkpoint: whichever has its
+work done by the other is **replaced** (`stand_ins`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 from migrate_ckpt.digest import is_different
 from migrate_ckpt.errors import HistoryRefused, UnknownMigration
 from migrate_ckpt.history import History, Record
+from migrate_ckpt.stand_ins import StandIns, find_stand_ins
 
 if TYPE_CHECKING:
     from migrate_ckpt.changes import Preview
@@ -29,7 +33,7 @@ Policy: TypeAlias = Literal["skip-missed", "strict", "run-missed"]
 `skip-missed` leaves them, as the original library does; `run-missed` runs them, in folder order;
 `strict` refuses a history with missed, unknown or changed ones.
 """
-State: TypeAlias = Literal["applied", "pending", "missed", "unknown", "changed"]
+State: TypeAlias = Literal["applied", "pending", "missed", "unknown", "changed", "replaced"]
 
 
 class PlannedMigration(Protocol):
@@ -41,6 +45,8 @@ class PlannedMigration(Protocol):
     def title(self) -> str: ...
     @property
     def digest(self) -> str | None: ...
+    @property
+    def replaces(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +177,8 @@ def make_plan(
 
     Raises:
         HistoryRefused: The history counts in this set and names none of its migrations, or the
-            policy is `strict` and the history is not a prefix of the set.
+            policy is `strict` and the history is not a prefix of the set, or it has some of those that a
+            squashed migration replaces, and the set lacks the others.
         UnknownMigration: `to` is no migration of the set.
         ValueError: Two migrations have one name, or the policy is none.
     """
@@ -181,16 +188,19 @@ def make_plan(
     _check_names(names, to)
     records = [record for record in history.records if record.counts_in(set_name)]
     renamed = _find_renamed(migrations, records)
-    states = _states(migrations, history, dict(renamed), set_name)
+    recorded = {record.name for record in records} | set(dict(renamed).values())
+    stand_ins = find_stand_ins(migrations, recorded, to)
+    states = _states(migrations, history, dict(renamed), stand_ins, set_name)
     end = len(names) if to is None else names.index(to) + 1
     runs = {"pending", "missed"} if policy == "run-missed" else {"pending"}
     steps = [
         Step(m.name, m.title, m.digest, state, will_run=state in runs and i < end)
         for i, (m, state) in enumerate(zip(migrations, states, strict=True))
     ]
-    known = {*names, *dict(renamed)}
+    known = {*names, *dict(renamed), *stand_ins.known}
     steps += [Step(r.name, "", r.digest, "unknown", False) for r in records if r.name not in known]
     plan = Plan(set_name, set_digest, policy, to, tuple(steps), tuple(renamed))
+    _check_stand_ins(plan, stand_ins)
     _check_policy(plan, allow_unknown_history=allow_unknown_history)
     return plan
 
@@ -215,7 +225,7 @@ def _find_renamed(
     Of several migrations with one digest the first without a record is taken; where all have
     one, the old name is what a renaming left behind in the list, and goes.
     """
-    names = {migration.name for migration in migrations}
+    names = {name for m in migrations for name in (m.name, *m.replaces)}
     recorded = {record.name for record in records}
     renamed: dict[str, str] = {}
     for record in records:
@@ -232,18 +242,31 @@ def _states(
     migrations: Sequence[PlannedMigration],
     history: History,
     renamed: dict[str, str],
+    stand_ins: StandIns,
     set_name: str,
 ) -> list[State]:
     states: list[State] = []
     for migration in migrations:
         record = history.find(migration.name, set_name=set_name)
-        if record is None:
-            states.append("applied" if migration.name in renamed.values() else "pending")
+        if record is None and migration.name in stand_ins.replaced:
+            states.append("replaced")
+        elif record is None:
+            is_applied = migration.name in (*renamed.values(), *stand_ins.done)
+            states.append("applied" if is_applied else "pending")
         else:
             changed = is_different(record.digest, migration.digest)
             states.append("changed" if changed else "applied")
-    last = max((i for i, state in enumerate(states) if state != "pending"), default=-1)
+    last = max((i for i, s in enumerate(states) if s in ("applied", "changed")), default=-1)
     return ["missed" if s == "pending" and i < last else s for i, s in enumerate(states)]
+
+
+def _check_stand_ins(plan: Plan, stand_ins: StandIns) -> None:
+    for name, lacking in stand_ins.missing:
+        raise HistoryRefused(
+            f"The checkpoint has had some of the migrations that {name} replaces, and needs the others one by one, "
+            f"which are not in the folder: {_listed(lacking)}. Use the folder that still has them.",
+            plan=plan,
+        )
 
 
 def _check_policy(plan: Plan, *, allow_unknown_history: bool) -> None:

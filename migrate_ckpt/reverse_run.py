@@ -101,7 +101,7 @@ class ReverseRun:
         was_flat = is_flat_state_dict(ckpt)
         for migration in reversed(self._migrations):
             ckpt = self._take_back(migration, ckpt)
-        names = [migration.name for migration in self._migrations]
+        names = [name for m in self._migrations for name in (m.name, *m.replaces)]
         left = history.without(names, set_name=self._plan.set_name)
         if not left.records:
             remove_history(ckpt)

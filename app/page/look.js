@@ -8,6 +8,7 @@ const STATES = {
   missed: ["missed", "warn"],
   unknown: ["not in the folder", "warn"],
   changed: ["edited since", "warn"],
+  replaced: ["replaced", "soft"],
 };
 const SIGNS = { added: ["+", "good"], removed: ["−", "bad"], changed: ["~", "warn"], renamed: ["→", "soft"] };
 

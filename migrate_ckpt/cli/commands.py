@@ -19,7 +19,14 @@ from migrate_ckpt.cli.plan_output import describe_plan
 from migrate_ckpt.cli.progress import Progress
 from migrate_ckpt.cli.sources import SourceFile, find_sources
 from migrate_ckpt.cli.targets import find_targets, made_folder
-from migrate_ckpt.files import inspect_file, is_migrated, migrate_file, plan_file, stamp_file
+from migrate_ckpt.files import (
+    inspect_file,
+    is_migrated,
+    migrate_file,
+    plan_file,
+    repair_file,
+    stamp_file,
+)
 from migrate_ckpt.folder import read_set
 from migrate_ckpt.formats.allowed_globals import read_allowed_globals
 from migrate_ckpt.reverting import revert_file
@@ -129,6 +136,29 @@ def stamp(options: Namespace) -> int:
         return Outcome("stamped", [Line(text)], {"target": str(target), "history": list(names)})
 
     return act_on_each(options, sources, stamp_one)
+
+
+def repair(options: Namespace) -> int:
+    sources = find_sources(options.sources, left_out=options.output_dir)
+    targets = find_targets(options, sources)
+    migrations = read_set(options.folder, options.set_name)
+    unknown = sorted(set(options.accept) - {file.name for file in migrations.files})
+    if unknown:
+        refuse_usage(f"the set {migrations.name} has no migration {', '.join(unknown)}")
+
+    def repair_one(source: SourceFile, progress: Progress) -> Outcome:
+        target = targets[source.path]
+        with made_folder(target.parent):
+            names = repair_file(
+                source.path, target, folder=migrations, names=options.accept, force=options.force
+            )
+        data = {"target": str(target), "accepted": list(names)}
+        if not names:
+            return Outcome("in order", [Line(f"{shown(target)}: nothing to repair", "dim")], data)
+        text = f"{shown(target)}: accepted as they are now: {', '.join(names)}"
+        return Outcome("repaired", [Line(text)], data)
+
+    return act_on_each(options, sources, repair_one)
 
 
 def _is_done_already(options: Namespace, source: Path, target: Path) -> bool:

@@ -1,10 +1,11 @@
-"""The commands about a folder of migrations: new, autogenerate, lint and check."""
+"""The commands about a folder of migrations: new, autogenerate, squash, lint and check."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from migrate_ckpt.check import FolderCheck, check_folder
 from migrate_ckpt.cli.batch import Outcome, act_on_each
 from migrate_ckpt.cli.commands import choices_of
 from migrate_ckpt.cli.draft_output import describe_draft
-from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, MIGRATION_FAILED
+from migrate_ckpt.cli.exit_codes import ANSWER_IS_NO, DONE, MIGRATION_FAILED, refuse_usage
 from migrate_ckpt.cli.output import Line, counted, print_json, print_lines, shown
 from migrate_ckpt.cli.plan_output import describe_plan
 from migrate_ckpt.cli.progress import Progress
@@ -57,6 +58,24 @@ def autogenerate(options: Namespace) -> int:
         if fixture is not None:
             print_lines([Line(f"{shown(fixture)}: its fixture, for migrate-ckpt test")])
     return DONE if draft.is_complete else ANSWER_IS_NO
+
+
+def squash(options: Namespace) -> int:
+    # It loads torch, where the migrations do.
+    from migrate_ckpt.squashing.squash import squash as write_squashed
+
+    first, dots, last = options.range.partition("..")
+    if not (first and dots and last):
+        refuse_usage(f"{options.range!r} is no range such as 0001_first..0004_last")
+    made = write_squashed(options.folder, first, last, name=options.name)
+    if options.json:
+        print_json({**asdict(made), "path": str(made.path)})
+        return DONE
+    text = f"{made.count_before} operations of {counted(len(made.replaces))} are {made.count} now"
+    print_lines(
+        [Line(f"{shown(made.path)}: {text}"), *(Line(f"  {note}", "yellow") for note in made.notes)]
+    )
+    return DONE
 
 
 def _write_fixture(options: Namespace, path: Path) -> Path | None:

@@ -100,6 +100,20 @@ examples:
   migrate-ckpt test --write old.ckpt                   makes those that are not there, of a checkpoint in small
 """
 
+_SQUASH_EXAMPLES = """Who has had none of them gets the new one in their place.
+Who has had some gets the rest of them, one by one. They stay in the folder until no checkpoint is in between any more.
+
+examples:
+  migrate-ckpt squash 0001_first..0004_last            writes migrations/0004_last_squashed.py
+"""
+
+_REPAIR_EXAMPLES = """For migrations that were edited since they ran, by what changes nothing for these checkpoints.
+
+examples:
+  migrate-ckpt repair runs --in-place
+  migrate-ckpt repair old.ckpt -o new.ckpt --accept 0002_rename_encoder
+"""
+
 _LINT_EPILOG = (
     "codes:\n"
     + "".join(f"  {code}  {text}\n" for code, text in CODES.items())
@@ -255,6 +269,26 @@ def _add_test(words: Any) -> None:
     _add_set(test)
 
 
+def _add_squash(words: Any) -> None:
+    text = "write one migration that stands for several"
+    squash = _add(words, "squash", folder_commands.squash, text, _SQUASH_EXAMPLES)
+    squash.add_argument("range", metavar="FIRST..LAST")
+    squash.add_argument("--name", metavar="NAME", help="(default: LAST_squashed)")
+    _add_folder(squash)
+
+
+def _add_repair(words: Any) -> None:
+    text = "write into the history that edited migrations are what they are now"
+    repair = _add(words, "repair", commands.repair, text, _REPAIR_EXAMPLES)
+    _add_sources(repair)
+    _add_targets(repair)
+    repair.add_argument(
+        "--accept", nargs="+", default=[], metavar="NAME", help="(default: all that are changed)"
+    )
+    _add_folder(repair)
+    _add_set(repair)
+
+
 def _add_lint(words: Any) -> None:
     text = "find mistakes in the migrations, without running them"
     lint = _add(words, "lint", folder_commands.lint, text, _LINT_EPILOG)
@@ -405,6 +439,8 @@ _WORDS = (
     _add_new,
     _add_autogenerate,
     _add_test,
+    _add_squash,
+    _add_repair,
     _add_lint,
     _add_check,
     _add_manifest,

@@ -12,7 +12,14 @@ from migrate_ckpt.outline import OutlineEntry, printable
 from migrate_ckpt.plan import Plan, State, Step
 
 MAX_LINES_OF_A_KIND = 12
-_STATES: tuple[State, ...] = ("applied", "pending", "missed", "unknown", "changed")
+_STATES: tuple[State, ...] = (
+    "applied",
+    "pending",
+    "missed",
+    "unknown",
+    "changed",
+    "replaced",
+)
 _MARKS: dict[ChangeKind, tuple[str, str]] = {
     "removed": ("-", "red"),
     "changed": ("~", "yellow"),

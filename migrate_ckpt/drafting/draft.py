@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrate_ckpt.drafting.composing import Drafted
-from migrate_ckpt.drafting.python_text import LINE_LENGTH, lay_out
+from migrate_ckpt.python_text import import_lines, lay_out
 
 Group = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -69,7 +69,7 @@ class Draft:
             yield ""
         verbs = sorted({each.operation.verb for each in self.drafted})
         if verbs:
-            yield from _import(verbs)
+            yield from import_lines(verbs)
             yield ""
         if not self.drafted:
             yield "operations = []"
@@ -108,16 +108,6 @@ class Draft:
             "notes": list(self.notes),
             "differing": list(self.differing),
         }
-
-
-def _import(verbs: Sequence[str]) -> Iterator[str]:
-    line = f"from migrate_ckpt.operations import {', '.join(verbs)}"
-    if len(line) <= LINE_LENGTH:
-        yield line
-        return
-    yield "from migrate_ckpt.operations import ("
-    yield from (f"    {verb}," for verb in verbs)
-    yield ")"
 
 
 def _doubt(each: Drafted) -> Iterator[str]:

@@ -126,3 +126,48 @@ def test_original_functions_run_what_the_original_library_would(
         assert [m.name for m in done] == expected
         assert migrated.get("ran", []) == expected
         assert ckpt == {ckpt_migration_key: names}
+
+
+@given(
+    st.integers(2, 6),
+    st.integers(0, 6),
+    st.integers(1, 6),
+    st.sets(st.integers(0, 7)),
+    POLICIES,
+)
+def test_squashed_migration_does_the_same_for_every_history(
+    count: int, start: int, length: int, had: set[int], policy: Policy
+) -> None:
+    names = [f"{n}" for n in range(count)]
+    inside = names[start : start + length]
+    originals = [note(name) for name in names]
+    history = History(tuple(Record(names[n]) for n in sorted(had) if n < count))
+    ckpt = {ckpt_migration_key: list(history.names)}
+    squashed = [*originals]
+    if inside:
+        position = names.index(inside[-1]) + 1
+        squashed.insert(position, _squashed(inside))
+
+    by_old_way, _ = migrate_with(ckpt, originals, history, policy)
+    by_new_way, made = migrate_with(ckpt, squashed, history, policy)
+
+    assert by_old_way.get("ran") == by_new_way.get("ran")
+    again = make_plan(squashed, read_history(by_new_way), policy=policy)
+    assert again.to_run == ()
+    assert again.missed == tuple(n for n in made.missed if policy != "run-missed")
+
+
+def _squashed(names: list[str]) -> Migration:
+    def handle(ckpt: CkptType) -> CkptType:
+        ckpt.setdefault("ran", []).extend(names)
+        return ckpt
+
+    return Migration(f"{names[-1]}_squashed", handle, replaces=tuple(names))
+
+
+def migrate_with(
+    ckpt: CkptType, migrations: list[Migration], history: History, policy: Policy
+) -> tuple[CkptType, Plan]:
+    made = make_plan(migrations, history, policy=policy)
+    migrated, _ = run_plan(deepcopy(ckpt), made, migrations)
+    return migrated, made

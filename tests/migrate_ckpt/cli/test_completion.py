@@ -38,7 +38,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def test_words_and_options_are_completed(script: Path, tmp_path: Path) -> None:
-    assert completed(script, tmp_path, "migrate-ckpt", "re") == ["revert"]
+    assert completed(script, tmp_path, "migrate-ckpt", "rev") == ["revert"]
     assert "--keep-undo" in completed(script, tmp_path, "migrate-ckpt", "run", "--k")
 
 

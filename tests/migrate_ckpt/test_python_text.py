@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from migrate_ckpt.drafting.python_text import lay_out
+from migrate_ckpt.python_text import lay_out
 
 LONG = "layers.{i}.attention.self.projection.weight"
 

@@ -1,10 +1,11 @@
-"""Lays a call out as a formatter would: on one line where it fits, and with an argument a line where it does not."""
+"""Lays Python out as a formatter would: on one line where it fits, and with an item a line where it does not."""
 
 from __future__ import annotations
 
 import ast
 import json
 import textwrap
+from collections.abc import Iterator, Sequence
 
 LINE_LENGTH = 100
 _INDENT = 4
@@ -57,3 +58,14 @@ def _flat(node: ast.expr) -> str:
         is_plain = '"' not in node.value and ast.literal_eval(as_json) == node.value
         return as_json if is_plain else repr(node.value)
     return ast.unparse(node)
+
+
+def import_lines(verbs: Sequence[str]) -> Iterator[str]:
+    """Yield the lines that import operations."""
+    line = f"from migrate_ckpt.operations import {', '.join(verbs)}"
+    if len(line) <= LINE_LENGTH:
+        yield line
+        return
+    yield "from migrate_ckpt.operations import ("
+    yield from (f"    {verb}," for verb in verbs)
+    yield ")"

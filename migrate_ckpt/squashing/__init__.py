@@ -1,0 +1,1 @@
+"""Several migrations written as one, which stands for them."""

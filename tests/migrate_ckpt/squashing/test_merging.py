@@ -1,0 +1,81 @@
+"""Which operations become one, and which stay as they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from migrate_ckpt.operations import (
+    Operation,
+    add,
+    cast,
+    concat,
+    drop,
+    drop_value,
+    normalise,
+    reindex,
+    rename,
+    rename_value,
+    set_value,
+    split,
+    transpose,
+)
+from migrate_ckpt.squashing.merging import merge
+
+A_TO_B, B_TO_C = rename("a", "b"), rename("b", "c")
+
+
+@pytest.mark.parametrize(
+    ("operations", "merged"),
+    [
+        ([A_TO_B, B_TO_C], [rename("a", "c")]),
+        ([A_TO_B, rename("b", "a")], []),
+        ([A_TO_B, drop("x"), B_TO_C], [rename("a", "c"), drop("x")]),
+        ([A_TO_B, drop("b")], [drop("a")]),
+        (
+            [drop("a"), cast("float16", keys="x"), drop("b")],
+            [drop("a", "b"), cast("float16", keys="x")],
+        ),
+        ([rename("{n}.a", "{n}.b"), rename("{m}.b", "c.{m}")], [rename("{n}.a", "c.{n}")]),
+        (
+            [rename({"a": "b", "c": "d"}), rename({"b": "c"})],
+            [rename({"a": "c", "c": "d"})],
+        ),
+        ([add("a", 1), drop("a")], []),
+        ([add("a", 1), A_TO_B], [add("b", 1)]),
+        ([transpose("a"), transpose("a")], []),
+        ([split("a", ["b", "c"]), concat(["b", "c"], "a")], []),
+        ([reindex("l.{i}", shift=2), reindex("l.{i}", shift=-2)], []),
+        ([reindex("l.{i}", shift=2), reindex("l.{i}", shift=1)], [reindex("l.{i}", shift=3)]),
+        ([rename_value("h.a", "b"), rename_value("h.b", "c")], [rename_value("h.a", "c")]),
+        ([rename_value("h.a", "b"), drop_value("h.b")], [drop_value("h.a")]),
+        ([set_value("h.a", 1), drop("x"), set_value("h.a", 2)], [set_value("h.a", 2), drop("x")]),
+        ([A_TO_B, B_TO_C, rename("c", "a")], []),
+    ],
+    ids=lambda operations: " ".join(map(str, operations)) if isinstance(operations, list) else None,
+)
+def test_become_fewer(operations: list[Operation], merged: list[Operation]) -> None:
+    assert merge(operations) == merged
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [A_TO_B, rename("x", "y")],
+        [A_TO_B, rename("x", "a")],
+        [A_TO_B, transpose("b"), B_TO_C],
+        [A_TO_B, drop("c"), B_TO_C],
+        [A_TO_B, normalise(), B_TO_C],
+        [A_TO_B, rename("{k}", "z.{k}")],
+        [rename("a", "b", missing="skip"), B_TO_C],
+        [rename("a", "b", missing="skip"), rename("b", "a", missing="skip")],
+        [rename("a", "b", section="ema"), B_TO_C],
+        [concat(["b", "c"], "a"), split("a", ["b", "c"])],
+        [cast("float16"), cast("float32")],
+        [add("a", 1, existing="skip"), drop("a")],
+        [drop("a"), add("a", 1)],
+        [set_value("h", {}), rename_value("h.a", "b"), set_value("h", {})],
+    ],
+    ids=lambda operations: " ".join(map(str, operations)),
+)
+def test_stay_as_they_are(operations: list[Operation]) -> None:
+    assert merge(operations) == operations
