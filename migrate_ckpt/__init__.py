@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from migrate_ckpt.adopting.adopted import Adopted as Adopted
+    from migrate_ckpt.adopting.adopting import adopt as adopt
     from migrate_ckpt.changes import Change as Change
     from migrate_ckpt.changes import Preview as Preview
     from migrate_ckpt.differences import Difference as Difference
@@ -93,6 +95,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "adopting.adopted": ("Adopted",),
+    "adopting.adopting": ("adopt",),
     "changes": ("Change", "Preview"),
     "differences": ("Difference",),
     "drafting.comparing": ("draft_migration",),

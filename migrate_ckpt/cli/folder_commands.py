@@ -1,4 +1,4 @@
-"""The commands about a folder of migrations: new, autogenerate, squash, lint and check."""
+"""The commands about a folder of migrations: new, autogenerate, squash, adopt, lint and check."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from migrate_ckpt.adopting.adopted import Adopted
+from migrate_ckpt.adopting.adopting import adopt as take_over
 from migrate_ckpt.check import FolderCheck, check_folder
 from migrate_ckpt.cli.batch import Outcome, act_on_each
 from migrate_ckpt.cli.commands import choices_of
@@ -76,6 +78,23 @@ def squash(options: Namespace) -> int:
         [Line(f"{shown(made.path)}: {text}"), *(Line(f"  {note}", "yellow") for note in made.notes)]
     )
     return DONE
+
+
+def adopt(options: Namespace) -> int:
+    adopted = take_over(options.source, options.folder, version_key=options.version_key)
+    if options.json:
+        data = asdict(adopted)
+        print_json({**data, "written": [str(path) for path in adopted.written]})
+    else:
+        print_lines(_describe_adopted(options.folder, adopted))
+    return ANSWER_IS_NO if adopted.left else DONE
+
+
+def _describe_adopted(folder: Path, adopted: Adopted) -> Iterator[Line]:
+    yield Line(f"{shown(folder)}: {adopted.kind}, {len(adopted.written)} files written")
+    for name, reason in adopted.left:
+        yield Line(f"  left: {printable(name)} {printable(reason)}", "bold yellow")
+    yield from (Line(f"  {printable(note)}", "yellow") for note in adopted.notes)
 
 
 def _write_fixture(options: Namespace, path: Path) -> Path | None:

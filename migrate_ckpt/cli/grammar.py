@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from migrate_ckpt import __version__
+from migrate_ckpt.adopting.adopting import LIGHTNING_VERSION
 from migrate_ckpt.cli import commands, fixture_commands, folder_commands, manifest_commands
 from migrate_ckpt.cli.completion import SHELLS, print_completion
 from migrate_ckpt.folder import DEFAULT_SET
@@ -112,6 +113,15 @@ _REPAIR_EXAMPLES = """For migrations that were edited since they ran, by what ch
 examples:
   migrate-ckpt repair runs --in-place
   migrate-ckpt repair old.ckpt -o new.ckpt --accept 0002_rename_encoder
+"""
+
+_ADOPT_EXAMPLES = """A SOURCE is a folder of the original library's or of anemoi's scripts,
+or a file with an index by version, such as Lightning's. Nothing of it is imported or run.
+docs/leaving-others.md says what comes along.
+
+examples:
+  migrate-ckpt adopt old/migrations --folder migrations
+  migrate-ckpt adopt lightning/pytorch/utilities/migration/migration.py --folder migrations
 """
 
 _LINT_EPILOG = (
@@ -289,6 +299,19 @@ def _add_repair(words: Any) -> None:
     _add_set(repair)
 
 
+def _add_adopt(words: Any) -> None:
+    text = "take over migrations that were written for something else"
+    adopt = _add(words, "adopt", folder_commands.adopt, text, _ADOPT_EXAMPLES)
+    adopt.add_argument("source", type=Path, metavar="SOURCE")
+    adopt.add_argument(
+        "--version-key",
+        default=LIGHTNING_VERSION,
+        metavar="KEY",
+        help="where an index finds the version in a checkpoint (default: %(default)s)",
+    )
+    _add_folder(adopt)
+
+
 def _add_lint(words: Any) -> None:
     text = "find mistakes in the migrations, without running them"
     lint = _add(words, "lint", folder_commands.lint, text, _LINT_EPILOG)
@@ -441,6 +464,7 @@ _WORDS = (
     _add_test,
     _add_squash,
     _add_repair,
+    _add_adopt,
     _add_lint,
     _add_check,
     _add_manifest,

@@ -211,6 +211,7 @@ COMMANDS = [
     "test",
     "squash",
     "repair",
+    "adopt",
     "lint",
     "check",
 ]
