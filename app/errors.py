@@ -102,6 +102,7 @@ STATUSES: Mapping[str, int] = {
     "invalid_folder": 500,
     "invalid_migration": 500,
     "invalid_manifest": 500,
+    "invalid_fixture": 500,
     "order_mismatch": 500,
     "no_jobs": 501,
     "sandbox_lost": 503,
