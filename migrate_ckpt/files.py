@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migrate_ckpt.changes import MAX_CHANGES
-from migrate_ckpt.errors import HistoryError, TargetExists, UndoRefused, UnreadableCheckpoint
+from migrate_ckpt.errors import (
+    HistoryError,
+    TargetExists,
+    UndoRefused,
+    UnreadableCheckpoint,
+    UnwritableCheckpoint,
+)
 from migrate_ckpt.file_run import (
     Run,
     RunKeywords,
@@ -35,10 +41,16 @@ from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.plan import Plan
-from migrate_ckpt.preview import preview_plan
+from migrate_ckpt.preview import OfContainer, preview_plan
 from migrate_ckpt.repairing import repair_history
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
+from migrate_ckpt.sharded.sharded_run import (
+    index_of,
+    inspect_sharded,
+    migrate_sharded,
+    plan_sharded,
+)
 from migrate_ckpt.stamping import stamp
 from migrate_ckpt.undo_bundle import UndoBundle, bundle_path, write_bundle
 
@@ -91,6 +103,15 @@ def plan_file(
         InvalidHistory, HistoryRefused, UnknownMigration: As `make_plan` says.
         InvalidMigrationFile: With changes, a migration cannot be imported.
     """
+    index = None if isinstance(path, int) else index_of(Path(path))
+    if index is not None:
+        return plan_sharded(
+            index,
+            migrations,
+            RunOptions(**options),
+            with_changes=with_changes,
+            max_changes=max_changes,
+        )
     with FileSource(path) as source:
         container = open_container(source)
         contents = container.read(OutlineTensors(container))
@@ -98,7 +119,11 @@ def plan_file(
         if with_changes and plan.to_run:
             loaded = load_migrations(migrations)
             return preview_plan(
-                container, plan, loaded, max_changes=max_changes, manifest=migrations.manifest
+                OfContainer(container),
+                plan,
+                loaded,
+                max_changes=max_changes,
+                manifest=migrations.manifest,
             )
         return plan
 
@@ -115,6 +140,12 @@ def is_migrated(
         UnknownMigration: As `make_plan` says.
     """
     asked = RunOptions(**options)
+    index = index_of(Path(path))
+    if index is not None:
+        try:
+            return not plan_sharded(index, migrations, asked).has_work
+        except (UnreadableCheckpoint, HistoryError):
+            return False
     with FileSource(path) as source:
         try:
             container = open_container(source)
@@ -171,6 +202,16 @@ def migrate_file(
         FolderError: The folder of migrations cannot be used.
         And what `run_file` raises. Then there is no target, and the source is as it was.
     """
+    index = index_of(Path(source))
+    if index is not None:
+        if keep_undo:
+            raise UnwritableCheckpoint(
+                "an undo bundle is of one file, and a sharded checkpoint is of several: keep a copy",
+                where="undo",
+            )
+        asked = RunOptions(**options)
+        migrations = as_set(folder, set_name)
+        return migrate_sharded(index, Path(target), migrations, asked, force=force, on_step=on_step)
     path = check_target(source, target, force=force)
     bundle = bundle_path(path)
     if keep_undo and not force:
@@ -262,6 +303,9 @@ def inspect_file(path: str | os.PathLike[str] | int) -> Inspection:
     Raises:
         UnreadableCheckpoint: The file is no checkpoint that is read here, or it is damaged.
     """
+    index = None if isinstance(path, int) else index_of(Path(path))
+    if index is not None:
+        return inspect_sharded(index)
     with FileSource(path) as source:
         container = open_container(source)
         return Inspection.of(

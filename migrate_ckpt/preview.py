@@ -6,9 +6,9 @@ on the mapped file, of which the system reads what they look at.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from migrate_ckpt.changes import MAX_CHANGES, Change, Preview, find_changes
 from migrate_ckpt.errors import ManifestNotMet, MigrationFailed
@@ -27,8 +27,31 @@ if TYPE_CHECKING:
 MAX_PREVIEW_ENTRIES = 1_000_000
 
 
+class Readable(Protocol):
+    """What migrations are tried out on: a checkpoint that can be read more than once."""
+
+    def read(self, builder_of: Callable[[Container], Any]) -> CkptType:
+        """Return the checkpoint, with tensors that a builder makes."""
+
+    def written(self) -> set[str]:
+        """Return the keys of the storages that were written to in memory."""
+
+
+class OfContainer:
+    """One file."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+
+    def read(self, builder_of: Callable[[Container], Any]) -> Any:
+        return self._container.read(builder_of(self._container)).value
+
+    def written(self) -> set[str]:
+        return self._container.mapped.changed(self._container.storages)
+
+
 def preview_plan(
-    container: Container,
+    readable: Readable,
     plan: Plan,
     migrations: Sequence[Migration],
     *,
@@ -41,13 +64,13 @@ def preview_plan(
     """
     to_run = {name: Preview() for name in plan.to_run}
     if to_run:
-        to_run.update(_try_out(container, plan, migrations, max_changes, manifest))
+        to_run.update(_try_out(readable, plan, migrations, max_changes, manifest))
     steps = tuple(replace(step, preview=to_run.get(step.name)) for step in plan.steps)
     return replace(plan, steps=steps)
 
 
 def _try_out(
-    container: Container,
+    readable: Readable,
     plan: Plan,
     migrations: Sequence[Migration],
     max_changes: int | None,
@@ -58,15 +81,13 @@ def _try_out(
 
     called = [migration for migration in migrations if migration.name in plan.to_run]
     if all(migration.operations is not None for migration in called):
-        watch = _Watch(container, manifest, is_mapped=False)
-        contents = container.read(MetaTensors(container))
-        error = watch.run(contents.value, plan, called)
+        watch = _Watch(readable, manifest, is_mapped=False)
+        error = watch.run(readable.read(MetaTensors), plan, called)
         if error is None:
             return watch.previews(max_changes)
     # What failed without bytes may have wanted to see some.
-    watch = _Watch(container, manifest, is_mapped=True)
-    contents = container.read(MappedTensors(container))
-    error = watch.run(contents.value, plan, called)
+    watch = _Watch(readable, manifest, is_mapped=True)
+    error = watch.run(readable.read(MappedTensors), plan, called)
     previews = watch.previews(max_changes)
     if error is not None:
         facts = {key: value for key, value in error.to_dict().items() if key != "report"}
@@ -78,8 +99,8 @@ def _try_out(
 class _Watch:
     """Follows a run from step to step."""
 
-    def __init__(self, container: Container, manifest: Manifest | None, *, is_mapped: bool) -> None:
-        self._container = container
+    def __init__(self, readable: Readable, manifest: Manifest | None, *, is_mapped: bool) -> None:
+        self._readable = readable
         self._manifest = manifest
         self._is_mapped = is_mapped
         self._changes: dict[str, list[Change]] = {}
@@ -118,7 +139,7 @@ class _Watch:
     def _outline(self, ckpt: CkptType) -> list[OutlineEntry]:
         before, self._alive = self._alive, []
         if self._is_mapped:
-            self._written = self._container.mapped.changed(self._container.storages)
+            self._written = self._readable.written()
         entries = outline(ckpt, max_entries=MAX_PREVIEW_ENTRIES, identify=self._identify)
         del before
         return [

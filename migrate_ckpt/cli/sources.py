@@ -1,4 +1,4 @@
-"""Which files a command works on."""
+"""Which files a command works on. A sharded checkpoint counts as one, by its index."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from migrate_ckpt.cli.exit_codes import refuse_usage
 from migrate_ckpt.formats import may_be_checkpoint
 from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.sharded.index_file import is_index, shards_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,12 @@ def _below(folder: Path, left_out: Path | None) -> Iterator[SourceFile]:
             for name in folders
             if not name.startswith(".") and not _is_same(Path(parent, name), left_out)
         )
+        indexes = [Path(parent, name) for name in sorted(names) if is_index(Path(parent, name))]
+        shards = {shard for index in indexes for shard in shards_of(index)}
         for name in sorted(names):
             path = Path(parent, name)
-            if not name.startswith(".") and _is_candidate(path):
+            is_one = path in indexes or (name not in shards and _is_candidate(path))
+            if not name.startswith(".") and is_one:
                 yield SourceFile(path, path.relative_to(folder))
 
 

@@ -21,7 +21,7 @@ from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.outline import OutlineEntry
 from migrate_ckpt.plan import Plan
-from migrate_ckpt.preview import preview_plan
+from migrate_ckpt.preview import OfContainer, preview_plan
 
 ELEMENTS = 1 << 18
 
@@ -107,7 +107,9 @@ def test_a_real_run_does_what_the_preview_without_bytes_said(
 
     with FileSource(old) as source:
         # Without their declaration they are run on the mapped file.
-        real = preview_plan(open_container(source), plan_file(old, migrations), as_functions)
+        real = preview_plan(
+            OfContainer(open_container(source)), plan_file(old, migrations), as_functions
+        )
     told, ran = changes_of(planned), changes_of(real)
     assert [isinstance(step, list) for step in told] == [isinstance(step, list) for step in ran]
     assert [s for s in told if isinstance(s, list)] == [s for s in ran if isinstance(s, list)]
@@ -152,7 +154,9 @@ def test_declared_operations_are_previewed_without_reading_a_tensor(
         container.read(OutlineTensors(container))
         # The directory, the pickle, and what stands around them.
         metadata = set(source.ranges)
-        planned = preview_plan(container, plan_file(old, migrations), load_migrations(migrations))
+        planned = preview_plan(
+            OfContainer(container), plan_file(old, migrations), load_migrations(migrations)
+        )
 
         assert planned.failing is None
         assert len(changes_of(planned)[4]) == 10
@@ -172,7 +176,9 @@ def test_a_function_is_previewed_on_the_mapped_file(
 
     with CountingSource(old) as source:
         container = open_container(source)
-        planned = preview_plan(container, plan_file(old, migrations), load_migrations(migrations))
+        planned = preview_plan(
+            OfContainer(container), plan_file(old, migrations), load_migrations(migrations)
+        )
 
         assert planned.failing is None
         assert "mapped" in vars(container)

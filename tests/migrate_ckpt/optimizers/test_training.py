@@ -38,7 +38,7 @@ from migrate_ckpt.optimizers.rules import OptimizerRules
 from migrate_ckpt.optimizers.undo import apply_undoably
 from migrate_ckpt.outline import OutlineEntry, outline
 from migrate_ckpt.plan import make_plan
-from migrate_ckpt.preview import preview_plan
+from migrate_ckpt.preview import OfContainer, preview_plan
 from migrate_ckpt.runner import run_plan
 
 from .networks import (
@@ -351,7 +351,11 @@ def test_plan_without_bytes_foretells_the_optimizer(case: Case, over: Any, tmp_p
 
     with FileSource(file) as source:
         container = open_container(source)
-        preview = preview_plan(container, plan, [migration], max_changes=None).steps[0].preview
+        preview = (
+            preview_plan(OfContainer(container), plan, [migration], max_changes=None)
+            .steps[0]
+            .preview
+        )
         # Nothing was looked at but the pickle.
         assert "mapped" not in vars(container)
     ckpt, _ = run_plan(read_checkpoint(file), plan, [migration])
