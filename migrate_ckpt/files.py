@@ -45,12 +45,7 @@ from migrate_ckpt.preview import OfContainer, preview_plan
 from migrate_ckpt.repairing import repair_history
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
-from migrate_ckpt.sharded.sharded_run import (
-    index_of,
-    inspect_sharded,
-    migrate_sharded,
-    plan_sharded,
-)
+from migrate_ckpt.sharded.recognition import sharded_at
 from migrate_ckpt.stamping import stamp
 from migrate_ckpt.undo_bundle import UndoBundle, bundle_path, write_bundle
 
@@ -103,10 +98,10 @@ def plan_file(
         InvalidHistory, HistoryRefused, UnknownMigration: As `make_plan` says.
         InvalidMigrationFile: With changes, a migration cannot be imported.
     """
-    index = None if isinstance(path, int) else index_of(Path(path))
-    if index is not None:
-        return plan_sharded(
-            index,
+    sharded = None if isinstance(path, int) else sharded_at(Path(path))
+    if sharded is not None:
+        return sharded.plan(
+            sharded.path,
             migrations,
             RunOptions(**options),
             with_changes=with_changes,
@@ -140,10 +135,10 @@ def is_migrated(
         UnknownMigration: As `make_plan` says.
     """
     asked = RunOptions(**options)
-    index = index_of(Path(path))
-    if index is not None:
+    sharded = sharded_at(Path(path))
+    if sharded is not None:
         try:
-            return not plan_sharded(index, migrations, asked).has_work
+            return not sharded.plan(sharded.path, migrations, asked).has_work
         except (UnreadableCheckpoint, HistoryError):
             return False
     with FileSource(path) as source:
@@ -202,8 +197,8 @@ def migrate_file(
         FolderError: The folder of migrations cannot be used.
         And what `run_file` raises. Then there is no target, and the source is as it was.
     """
-    index = index_of(Path(source))
-    if index is not None:
+    sharded = sharded_at(Path(source))
+    if sharded is not None:
         if keep_undo:
             raise UnwritableCheckpoint(
                 "an undo bundle is of one file, and a sharded checkpoint is of several: keep a copy",
@@ -211,7 +206,9 @@ def migrate_file(
             )
         asked = RunOptions(**options)
         migrations = as_set(folder, set_name)
-        return migrate_sharded(index, Path(target), migrations, asked, force=force, on_step=on_step)
+        return sharded.migrate(
+            sharded.path, Path(target), migrations, asked, force=force, on_step=on_step
+        )
     path = check_target(source, target, force=force)
     bundle = bundle_path(path)
     if keep_undo and not force:
@@ -303,9 +300,9 @@ def inspect_file(path: str | os.PathLike[str] | int) -> Inspection:
     Raises:
         UnreadableCheckpoint: The file is no checkpoint that is read here, or it is damaged.
     """
-    index = None if isinstance(path, int) else index_of(Path(path))
-    if index is not None:
-        return inspect_sharded(index)
+    sharded = None if isinstance(path, int) else sharded_at(Path(path))
+    if sharded is not None:
+        return sharded.inspect(sharded.path)
     with FileSource(path) as source:
         container = open_container(source)
         return Inspection.of(

@@ -1,4 +1,4 @@
-"""Which files a command works on. A sharded checkpoint counts as one, by its index."""
+"""Which files a command works on. A sharded checkpoint counts as one, by its index or folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from migrate_ckpt.cli.exit_codes import refuse_usage
 from migrate_ckpt.formats import may_be_checkpoint
 from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.sharded.distributed_metadata import is_distributed
 from migrate_ckpt.sharded.index_file import is_index, shards_of
 
 
@@ -35,6 +36,8 @@ def find_sources(paths: Sequence[Path], *, left_out: Path | None = None) -> list
 
 
 def _expand(path: Path, left_out: Path | None) -> list[SourceFile]:
+    if is_distributed(path):
+        return [SourceFile(path, Path(path.name))]
     if path.is_dir():
         files = list(_below(path, left_out))
         return files or refuse_usage(f"there is no checkpoint in the folder {str(path)!r}")
@@ -51,6 +54,9 @@ def _below(folder: Path, left_out: Path | None) -> Iterator[SourceFile]:
             for name in folders
             if not name.startswith(".") and not _is_same(Path(parent, name), left_out)
         )
+        for name in [name for name in folders if is_distributed(Path(parent, name))]:
+            folders.remove(name)
+            yield SourceFile(Path(parent, name), Path(parent, name).relative_to(folder))
         indexes = [Path(parent, name) for name in sorted(names) if is_index(Path(parent, name))]
         shards = {shard for index in indexes for shard in shards_of(index)}
         for name in sorted(names):

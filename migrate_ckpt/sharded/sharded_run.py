@@ -33,7 +33,7 @@ from migrate_ckpt.plan import Plan, make_plan
 from migrate_ckpt.preview import preview_plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
-from migrate_ckpt.sharded.index_file import SUFFIX, find_index, index_text
+from migrate_ckpt.sharded.index_file import SUFFIX, index_text
 from migrate_ckpt.sharded.shards import Shard, ShardedCheckpoint, open_sharded, take_history
 from migrate_ckpt.verifying import refuse_unmet
 
@@ -47,13 +47,6 @@ class _Written:
     shard: Shard
     keys: tuple[str, ...]
     pieces: Pieces | None
-
-
-def index_of(path: Path) -> Path | None:
-    """Return the index that a path means: itself, or the one in the folder; None where it means no such checkpoint."""
-    if path.is_dir():
-        return find_index(path)
-    return path if path.name.endswith(SUFFIX) and path.is_file() else None
 
 
 def plan_sharded(
@@ -169,6 +162,9 @@ def migrate_sharded(
             ckpt, report = run_plan(ckpt, plan, load_migrations(migrations), on_step=on_step)
         ckpt = _as_state_dict(ckpt)
         refuse_unmet(migrations.manifest, ckpt, report)
+        source = {"format": opened.format, "size": opened.size, "shards": len(opened.shards)}
+        if in_place and not plan.has_work:
+            return replace(report, source=source, target={**source, "written": []})
         history = take_history(ckpt)
         written = _lay_out(opened, ckpt, shards_of)
         verified = _verify(written)
@@ -176,7 +172,7 @@ def migrate_sharded(
         names = _write(opened, written, folder, new_index, ckpt, history, in_place=in_place)
         return replace(
             report,
-            source={"format": opened.format, "size": opened.size, "shards": len(opened.shards)},
+            source=source,
             target={
                 "format": opened.format,
                 "size": sum((folder / name).stat().st_size for name in names.values()),
@@ -278,7 +274,7 @@ def _write(
     in_place: bool,
 ) -> dict[str, str]:
     """Write the shards, then the index; return the new names of the old shards that are left."""
-    tag = _tag(history)
+    tag = tag_of(history)
     names: dict[str, str] = {}
     for each in written:
         source, name = each.shard.container.source, each.shard.name
@@ -316,7 +312,7 @@ def _metadata(
     return dict(write_history(metadata, history, in_metadata=False)) if history.names else metadata
 
 
-def _tag(history: History) -> str:
+def tag_of(history: History) -> str:
     """Return what tells the files of one state of the set from those of another."""
     records = [[record.name, record.set, record.digest] for record in history.records]
     return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:8]

@@ -1,0 +1,285 @@
+"""Folders of torch.distributed.checkpoint, migrated as one checkpoint without their bytes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata
+
+from migrate_ckpt import (
+    MigrationFailed,
+    TargetExists,
+    UnreadableCheckpoint,
+    UnwritableCheckpoint,
+    inspect_file,
+    migrate_file,
+    plan_file,
+    read_set,
+)
+from migrate_ckpt.cli import main
+from migrate_ckpt.sharded import distributed_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+HEAD = (
+    "from migrate_ckpt.operations import add, cast, concat, drop, rename, rename_value, split\n\n"
+)
+RENAME = (
+    HEAD + 'operations = [rename("layers.{i}.w", "blocks.{i}.w"), rename_value("lr", "rate")]\n'
+)
+DATA_FILE = "__0_0.distcp"
+
+
+@pytest.fixture
+def state() -> dict[str, Any]:
+    weights = {f"layers.{n}.w": torch.randn(4, 6) for n in range(3)}
+    return {"model": weights, "lr": 0.1, "epoch": 3, "more": [1, {"a": torch.ones(2)}]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, state: dict[str, Any]) -> Path:
+    dcp.save(state, checkpoint_id=tmp_path / "old", no_dist=True)
+    return tmp_path / "old"
+
+
+@pytest.fixture
+def migrations(tmp_path: Path) -> Callable[..., Path]:
+    def write(*texts: str) -> Path:
+        folder = tmp_path / "migrations"
+        folder.mkdir(exist_ok=True)
+        for number, text in enumerate(texts, 1):
+            (folder / f"000{number}.py").write_text(text)
+        return folder
+
+    return write
+
+
+def load(folder: Path, **wanted: Any) -> dict[str, Any]:
+    """What torch itself loads into a state dict of this form."""
+    dcp.load(wanted, checkpoint_id=folder, no_dist=True)
+    return wanted
+
+
+def metadata_of(folder: Path) -> Metadata:
+    metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
+    return metadata
+
+
+def zeros(names: list[str], shape: tuple[int, ...] = (4, 6)) -> dict[str, Any]:
+    return {name: torch.zeros(shape) for name in names}
+
+
+def test_renaming_reads_and_writes_no_tensor(
+    folder: Path, state: Any, migrations: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(distributed_run.DistributedCheckpoint, "_assembled", refuse)
+    data = (folder / DATA_FILE).read_bytes()
+
+    report = migrate_file(folder, folder, folder=migrations(RENAME))
+
+    assert report.ran == ("0001",)
+    assert (folder / DATA_FILE).read_bytes() == data
+    loaded = load(folder, model=zeros([f"blocks.{n}.w" for n in range(3)]), rate=0.0)
+    for n in range(3):
+        assert torch.equal(loaded["model"][f"blocks.{n}.w"], state["model"][f"layers.{n}.w"])
+    assert loaded["rate"] == 0.1
+
+
+def test_what_is_new_goes_into_one_more_file(
+    folder: Path, state: Any, migrations: Any, tmp_path: Path
+) -> None:
+    text = HEAD + (
+        'operations = [concat(["layers.0.w", "layers.1.w"], "fused"), cast("bfloat16", keys="layers.2.w"), '
+        'add("new", 2.0, shape=[3])]\n'
+    )
+
+    report = migrate_file(folder, tmp_path / "new", folder=migrations(text))
+
+    assert report.target is not None
+    assert report.target["shards"] == 2
+    [written] = report.target["written"]
+    assert (tmp_path / "new" / written).is_file()
+    loaded = load(
+        tmp_path / "new",
+        model={
+            "fused": torch.zeros(8, 6),
+            "layers.2.w": torch.zeros(4, 6, dtype=torch.bfloat16),
+            "new": torch.zeros(3),
+        },
+        epoch=0,
+        more=[0, {"a": torch.zeros(2)}],
+    )
+    old = state["model"]
+    assert torch.equal(loaded["model"]["fused"], torch.cat([old["layers.0.w"], old["layers.1.w"]]))
+    assert torch.equal(loaded["model"]["layers.2.w"], old["layers.2.w"].bfloat16())
+    assert loaded["model"]["new"].tolist() == [2.0] * 3
+    assert (loaded["epoch"], loaded["more"][0], loaded["more"][1]["a"].tolist()) == (3, 1, [1, 1])
+
+
+def test_history_is_an_item_of_its_own(folder: Path, migrations: Any) -> None:
+    migrate_file(folder, folder, folder=migrations(RENAME))
+
+    assert inspect_file(folder).history.names == ("0001",)  # type: ignore[union-attr]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert migrate_file(folder, folder, folder=migrations(RENAME)).ran == ()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_second_run_leaves_no_file_behind_that_nothing_is_left_of(
+    folder: Path, migrations: Any
+) -> None:
+    migrate_file(folder, folder, folder=migrations(RENAME))
+    drop = HEAD + 'operations = [rename("blocks.{i}.w", "c.{i}.w")]\n'
+
+    migrate_file(folder, folder, folder=migrations(RENAME, drop))
+
+    used = {info.relative_path for info in metadata_of(folder).storage_data.values()}
+    assert {path.name for path in folder.iterdir()} == {".metadata", *used}
+    assert len(used) == 2
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        "    ckpt['model']['layers.1.w'][0, 0] = 7\n",
+        "    ckpt['model']['layers.1.w'].numpy()[0, 0] = 7\n",
+        "    ckpt['model']['layers.1.w'] = ckpt['model']['layers.1.w'].clone()\n"
+        "    ckpt['model']['layers.1.w'][0, 0] = 7\n",
+    ],
+    ids=["in place", "through numpy", "another"],
+)
+def test_function_sees_the_tensors_and_what_it_writes_is_kept(
+    folder: Path, state: Any, migrations: Any, handle: str
+) -> None:
+    migrate_file(folder, folder, folder=migrations(f"def handle(ckpt):\n{handle}    return ckpt\n"))
+
+    loaded = load(folder, model=zeros(list(state["model"])))
+    state["model"]["layers.1.w"][0, 0] = 7
+    assert all(torch.equal(loaded["model"][key], t) for key, t in state["model"].items())
+    places = metadata_of(folder).storage_data
+    moved = {index.fqn for index, info in places.items() if info.relative_path != DATA_FILE}
+    assert {name for name in moved if name.startswith("model.")} == {"model.layers.1.w"}
+
+
+def test_values_that_are_no_tensors_are_there_and_may_be_changed(
+    folder: Path, migrations: Any
+) -> None:
+    text = "def handle(ckpt):\n    ckpt['epoch'] += 1\n    ckpt['more'][0] = 'x'\n    return ckpt\n"
+
+    migrate_file(folder, folder, folder=migrations(text))
+
+    loaded = load(folder, epoch=0, more=["", {"a": torch.zeros(2)}])
+    assert (loaded["epoch"], loaded["more"][0]) == (4, "x")
+
+
+def test_plan_with_changes(folder: Path, migrations: Any) -> None:
+    plan = plan_file(folder, read_set(migrations(RENAME)), with_changes=True)
+
+    preview = plan.steps[0].preview
+    assert preview is not None
+    assert preview.counts == {"renamed": 3, "removed": 1, "added": 1}
+
+
+def test_migration_that_fails_leaves_everything(folder: Path, migrations: Any) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    with pytest.raises(MigrationFailed, match="no key is 'no'"):
+        migrate_file(folder, folder, folder=migrations(HEAD + 'operations = [rename("no", "x")]\n'))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_another_that_is_there_is_not_replaced(
+    folder: Path, migrations: Any, tmp_path: Path
+) -> None:
+    migrate_file(folder, tmp_path / "new", folder=migrations(RENAME))
+
+    with pytest.raises(TargetExists):
+        migrate_file(folder, tmp_path / "new", folder=migrations(RENAME))
+    with pytest.raises(UnwritableCheckpoint):
+        migrate_file(folder, tmp_path / "x", folder=migrations(RENAME), format="torch")
+
+
+class Marker:
+    """What a hostile pickle would call."""
+
+    called = False
+
+    def __reduce__(self) -> Any:
+        return Marker.call, ()
+
+    @staticmethod
+    def call() -> None:
+        Marker.called = True
+
+
+def edited(folder: Path, edit: Callable[[Metadata], object]) -> None:
+    metadata = metadata_of(folder)
+    made = edit(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata if made is None else made))
+
+
+def _info(metadata: Metadata) -> Any:
+    return next(iter(metadata.storage_data.values()))
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda m: setattr(_info(m), "relative_path", "../secret"), "not beside it"),
+        (lambda m: setattr(_info(m), "relative_path", "/etc/passwd"), "not beside it"),
+        (lambda m: setattr(_info(m), "relative_path", "missing"), "not beside it"),
+        (lambda m: setattr(_info(m), "length", 1 << 40), "shorter than"),
+        (lambda m: setattr(_info(m), "offset", -1), "shorter than"),
+        (lambda m: setattr(m, "storage_data", {}), "not where it is"),
+        (lambda m: setattr(m, "state_dict_metadata", 3), "not what torch"),
+        (lambda m: setattr(_info(m), "transform_descriptors", [1]), "transformed"),
+        (lambda m: Marker(), "there is no"),
+        (lambda m: {"a": 1}, "there is no"),
+    ],
+)
+def test_hostile_metadata_is_refused_and_nothing_called(
+    folder: Path, edit: Callable[[Metadata], object], reason: str
+) -> None:
+    edited(folder, edit)
+
+    with pytest.raises(UnreadableCheckpoint, match=reason):
+        inspect_file(folder)
+    assert not Marker.called
+
+
+def test_shape_that_the_parts_do_not_make_is_refused(folder: Path) -> None:
+    def edit(metadata: Metadata) -> None:
+        metadata.state_dict_metadata["model.layers.0.w"].size = torch.Size([1 << 40, 6])  # type: ignore[union-attr]
+
+    edited(folder, edit)
+
+    with pytest.raises(UnreadableCheckpoint, match="do not make the tensor"):
+        inspect_file(folder)
+
+
+def test_command(
+    folder: Path,
+    migrations: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    migrations(RENAME)
+
+    assert main(["inspect", "old"]) == 0
+    assert "model / layers.0.w: float32 [4, 6]" in capsys.readouterr().out
+    assert main(["plan", "old"]) == 1
+    assert main(["run", "old", "-o", "new"]) == 0
+    assert main(["run", ".", "--output-dir", "all"]) == 0
+    assert (tmp_path / "all" / "old" / ".metadata").is_file()
+    assert main(["run", "old", "--in-place"]) == 0
