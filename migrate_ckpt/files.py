@@ -33,7 +33,7 @@ from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, as_set
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.conversion import lay_out_as
 from migrate_ckpt.formats.outline_tensors import OutlineTensors
-from migrate_ckpt.formats.partial_source import open_partial
+from migrate_ckpt.formats.partial_source import PartialSource, open_partial
 from migrate_ckpt.formats.pieces import replace_file, whole
 from migrate_ckpt.formats.source import ByteRange, FileSource
 from migrate_ckpt.history import read_history
@@ -41,11 +41,12 @@ from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.plan import Plan
-from migrate_ckpt.preview import OfContainer, preview_plan
+from migrate_ckpt.preview import OfContainer, Readable, preview_plan
 from migrate_ckpt.repairing import repair_history
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
-from migrate_ckpt.sharded.recognition import sharded_at
+from migrate_ckpt.sharded.recognition import Kind, ShardedFolder, sharded_folder, sharded_tar
+from migrate_ckpt.sharded.tar_run import start_tar_run
 from migrate_ckpt.stamping import stamp
 from migrate_ckpt.undo_bundle import UndoBundle, bundle_path, write_bundle
 
@@ -98,29 +99,49 @@ def plan_file(
         InvalidHistory, HistoryRefused, UnknownMigration: As `make_plan` says.
         InvalidMigrationFile: With changes, a migration cannot be imported.
     """
-    sharded = None if isinstance(path, int) else sharded_at(Path(path))
+    sharded = _sharded_folder(path)
     if sharded is not None:
-        return sharded.plan(
-            sharded.path,
-            migrations,
-            RunOptions(**options),
-            with_changes=with_changes,
-            max_changes=max_changes,
-        )
+        return _plan(sharded.kind, migrations, options, with_changes, max_changes)
     with FileSource(path) as source:
+        in_tar = sharded_tar(source)
+        if in_tar is not None:
+            return _plan(in_tar[1], migrations, options, with_changes, max_changes)
         container = open_container(source)
         contents = container.read(OutlineTensors(container))
         plan = plan_contents(contents, migrations, RunOptions(**options))
-        if with_changes and plan.to_run:
-            loaded = load_migrations(migrations)
-            return preview_plan(
-                OfContainer(container),
-                plan,
-                loaded,
-                max_changes=max_changes,
-                manifest=migrations.manifest,
-            )
+        return _with_changes(plan, OfContainer(container), migrations, with_changes, max_changes)
+
+
+def _plan(
+    kind: Kind,
+    migrations: MigrationSet,
+    options: RunKeywords,
+    with_changes: bool,
+    max_changes: int | None,
+) -> Plan:
+    """Plan a set for a checkpoint in several files."""
+    plan = kind.plan(migrations, RunOptions(**options))
+    return _with_changes(plan, kind, migrations, with_changes, max_changes)
+
+
+def _with_changes(
+    plan: Plan,
+    readable: Readable,
+    migrations: MigrationSet,
+    with_changes: bool,
+    max_changes: int | None,
+) -> Plan:
+    """Add the changes to a plan, if they are asked for."""
+    if not with_changes or not plan.to_run:
         return plan
+    loaded = load_migrations(migrations)
+    return preview_plan(
+        readable, plan, loaded, max_changes=max_changes, manifest=migrations.manifest
+    )
+
+
+def _sharded_folder(path: str | os.PathLike[str] | int) -> ShardedFolder | None:
+    return None if isinstance(path, int) else sharded_folder(Path(path))
 
 
 def is_migrated(
@@ -135,10 +156,10 @@ def is_migrated(
         UnknownMigration: As `make_plan` says.
     """
     asked = RunOptions(**options)
-    sharded = sharded_at(Path(path))
+    sharded = _sharded_folder(path)
     if sharded is not None:
         try:
-            return not sharded.plan(sharded.path, migrations, asked).has_work
+            return not sharded.kind.plan(migrations, asked).has_work
         except (UnreadableCheckpoint, HistoryError):
             return False
     with FileSource(path) as source:
@@ -197,17 +218,19 @@ def migrate_file(
         FolderError: The folder of migrations cannot be used.
         And what `run_file` raises. Then there is no target, and the source is as it was.
     """
-    sharded = sharded_at(Path(source))
+    sharded = _sharded_folder(source)
     if sharded is not None:
         if keep_undo:
             raise UnwritableCheckpoint(
                 "an undo bundle is of one file, and a sharded checkpoint is of several: keep a copy",
                 where="undo",
             )
-        asked = RunOptions(**options)
-        migrations = as_set(folder, set_name)
         return sharded.migrate(
-            sharded.path, Path(target), migrations, asked, force=force, on_step=on_step
+            Path(target),
+            as_set(folder, set_name),
+            RunOptions(**options),
+            force=force,
+            on_step=on_step,
         )
     path = check_target(source, target, force=force)
     bundle = bundle_path(path)
@@ -300,10 +323,13 @@ def inspect_file(path: str | os.PathLike[str] | int) -> Inspection:
     Raises:
         UnreadableCheckpoint: The file is no checkpoint that is read here, or it is damaged.
     """
-    sharded = None if isinstance(path, int) else sharded_at(Path(path))
+    sharded = _sharded_folder(path)
     if sharded is not None:
-        return sharded.inspect(sharded.path)
+        return sharded.kind.inspect()
     with FileSource(path) as source:
+        in_tar = sharded_tar(source)
+        if in_tar is not None:
+            return in_tar[1].inspect()
         container = open_container(source)
         return Inspection.of(
             container.format, source.size, container.read(OutlineTensors(container))
@@ -319,7 +345,11 @@ def _start(
     threads: int,
 ) -> Run:
     try:
-        return start_run(source, migrations, RunOptions(**options), on_step, threads=threads)
+        asked = RunOptions(**options)
+        in_tar = None if isinstance(source, PartialSource) else sharded_tar(source)
+        if in_tar is not None:
+            return start_tar_run(source, *in_tar, migrations, asked, on_step)
+        return start_run(source, migrations, asked, on_step, threads=threads)
     except BaseException:
         source.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from migrate_ckpt.file_run import as_checkpoint
 from migrate_ckpt.formats import open_container
@@ -10,6 +11,7 @@ from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.manifest import Manifest
 from migrate_ckpt.manifest_sources import manifest_of_section
 from migrate_ckpt.operations.paths import PathLike
+from migrate_ckpt.sharded.recognition import sharded_folder
 from migrate_ckpt.verifying import Verdict
 
 
@@ -28,6 +30,9 @@ def manifest_of_file(path: str | os.PathLike[str], *, section: PathLike | None =
     # Loading torch takes a second, which those who have a manifest already need not wait.
     from migrate_ckpt.formats.tensors import MetaTensors
 
+    sharded = sharded_folder(Path(path))
+    if sharded is not None:
+        return manifest_of_section(sharded.kind.read(MetaTensors), section)
     with FileSource(path) as source:
         container = open_container(source)
         ckpt = as_checkpoint(container.read(MetaTensors(container)).value)

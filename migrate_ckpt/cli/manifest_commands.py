@@ -49,8 +49,8 @@ def manifest(options: Namespace) -> int:
 
 
 def _make(options: Namespace) -> Manifest:
-    is_file = Path(options.source).is_file()
-    if not is_file and _FACTORY.fullmatch(options.source):
+    is_there = Path(options.source).exists()
+    if not is_there and _FACTORY.fullmatch(options.source):
         model = build_model(options.source, allocate=options.allocate)
         try:
             return replace(manifest_of(model), section=section_of(options))

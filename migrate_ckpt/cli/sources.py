@@ -12,6 +12,7 @@ from migrate_ckpt.cli.exit_codes import refuse_usage
 from migrate_ckpt.formats import may_be_checkpoint
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.sharded.distributed_metadata import is_distributed
+from migrate_ckpt.sharded.files import FolderFiles
 from migrate_ckpt.sharded.index_file import is_index, shards_of
 
 
@@ -36,7 +37,7 @@ def find_sources(paths: Sequence[Path], *, left_out: Path | None = None) -> list
 
 
 def _expand(path: Path, left_out: Path | None) -> list[SourceFile]:
-    if is_distributed(path):
+    if path.is_dir() and is_distributed(FolderFiles(path)):
         return [SourceFile(path, Path(path.name))]
     if path.is_dir():
         files = list(_below(path, left_out))
@@ -54,14 +55,15 @@ def _below(folder: Path, left_out: Path | None) -> Iterator[SourceFile]:
             for name in folders
             if not name.startswith(".") and not _is_same(Path(parent, name), left_out)
         )
-        for name in [name for name in folders if is_distributed(Path(parent, name))]:
+        for name in [n for n in folders if is_distributed(FolderFiles(Path(parent, n)))]:
             folders.remove(name)
             yield SourceFile(Path(parent, name), Path(parent, name).relative_to(folder))
-        indexes = [Path(parent, name) for name in sorted(names) if is_index(Path(parent, name))]
-        shards = {shard for index in indexes for shard in shards_of(index)}
+        files = FolderFiles(Path(parent))
+        indexes = [name for name in sorted(names) if is_index(files, name)]
+        shards = {shard for index in indexes for shard in shards_of(files, index)}
         for name in sorted(names):
             path = Path(parent, name)
-            is_one = path in indexes or (name not in shards and _is_candidate(path))
+            is_one = name in indexes or (name not in shards and _is_candidate(path))
             if not name.startswith(".") and is_one:
                 yield SourceFile(path, path.relative_to(folder))
 

@@ -24,6 +24,8 @@ from migrate_ckpt.operations.paths import PathLike, to_path
 from migrate_ckpt.operations.sections import find_sections, is_tensor, own_keys, to_sections
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
 from migrate_ckpt.operations.values import Move, RenameValue
+from migrate_ckpt.sharded.index_file import SUFFIX
+from migrate_ckpt.sharded.recognition import sharded_folder
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +49,8 @@ def draft_migration(
 ) -> Draft:
     """Draft the migration that makes a new checkpoint of an old one.
 
-    Each side is a checkpoint, a file of a state dict, or a manifest (`.json`). Equal content proves what became of a
+    Each side is a checkpoint, in one file or sharded, a file of a state dict, or a manifest (`.json`).
+    Equal content proves what became of a
     tensor, if no other has it; else names and shapes make it likely; and what could be one or another is left to a
     person. What the operations make of the old state dict is compared with the new one, bit by bit. Nothing of either
     file is imported, and no more than a tensor at a time is in memory.
@@ -84,15 +87,25 @@ def draft_migration(
 
 @contextlib.contextmanager
 def _opened(path: Path, section: PathLike | None) -> Iterator[_Side]:
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not path.name.endswith(SUFFIX):
         yield _of_manifest(path, read_manifest(path))
         return
+    sharded = sharded_folder(path)
+    if sharded is not None:
+        # Loading torch takes a second, which those who only import this need not wait.
+        from migrate_ckpt.formats.tensors import MappedTensors
+
+        yield _of_ckpt(sharded.kind.read(MappedTensors), section)
+        return
     with FileSource(path) as source:
-        ckpt = as_checkpoint(read_tensors(open_container(source)).value)
-        ((place, state_dict),) = find_sections(ckpt, to_sections(section))
-        dense = {key: state_dict[key] for key in own_keys(state_dict) if _is_dense(state_dict[key])}
-        others = frozenset(key for key in own_keys(state_dict) if key not in dense)
-        yield _Side(dense, ckpt, place, others)
+        yield _of_ckpt(as_checkpoint(read_tensors(open_container(source)).value), section)
+
+
+def _of_ckpt(ckpt: Any, section: PathLike | None) -> _Side:
+    ((place, state_dict),) = find_sections(ckpt, to_sections(section))
+    dense = {key: state_dict[key] for key in own_keys(state_dict) if _is_dense(state_dict[key])}
+    others = frozenset(key for key in own_keys(state_dict) if key not in dense)
+    return _Side(dense, ckpt, place, others)
 
 
 def _of_manifest(path: Path, manifest: Manifest) -> _Side:

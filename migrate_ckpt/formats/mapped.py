@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from io import FileIO
 
 from migrate_ckpt.formats.container import Stored
-from migrate_ckpt.formats.source import BLOCK_BYTES, FileSource
+from migrate_ckpt.formats.source import BLOCK_BYTES, FileSource, Slice
 
 # Without it the kernel may refuse to map more than the memory it has; Python's mmap names it from 3.13 on.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
@@ -24,16 +24,26 @@ _OWN_PAGE = bytes(top & 0xC0 != 0 and top & 0x20 == 0 for top in range(256))
 
 
 class MappedSource(mmap.mmap):
-    """The whole of a file, writable without touching it. Tensors made of it keep it alive."""
+    """The whole of a file, writable without touching it. Tensors made of it keep it alive.
+
+    Attributes:
+        source: The file, which may be a slice of another.
+        shift: Where in what is mapped it begins: the system maps from the beginnings of pages on only.
+    """
 
     source: FileSource
+    shift: int
 
     def __new__(cls, source: FileSource) -> MappedSource:
         flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        shift = source.start % mmap.ALLOCATIONGRANULARITY
+        length = source.size + shift if isinstance(source, Slice) else 0
+        prot = mmap.PROT_READ | mmap.PROT_WRITE
         mapped = super().__new__(
-            cls, source.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            cls, source.fileno(), length, flags=flags, prot=prot, offset=source.start - shift
         )
         mapped.source = source
+        mapped.shift = shift
         return mapped
 
     def changed(self, storages: Mapping[str, Stored]) -> set[str]:
@@ -42,14 +52,15 @@ class MappedSource(mmap.mmap):
         return {
             key
             for key, stored in storages.items()
-            if _touches(pages, stored) and not self._is_same(stored)
+            if _touches(pages, stored, self.shift) and not self._is_same(stored)
         }
 
     def _is_same(self, stored: Stored) -> bool:
         view = memoryview(self)
         for offset in range(stored.data_offset, stored.data_offset + stored.size, BLOCK_BYTES):
             count = min(BLOCK_BYTES, stored.data_offset + stored.size - offset)
-            if self.source.read(offset, count) != view[offset : offset + count].tobytes():
+            start = self.shift + offset
+            if self.source.read(offset, count) != view[start : start + count].tobytes():
                 return False
         return True
 
@@ -74,8 +85,9 @@ def _own_pages(pagemap: FileIO, count: int) -> Iterator[bytes]:
         count -= len(data) // _PAGEMAP_ENTRY_BYTES
 
 
-def _touches(pages: bytes | None, stored: Stored) -> bool:
+def _touches(pages: bytes | None, stored: Stored, shift: int) -> bool:
     if pages is None or not stored.size:
         return bool(stored.size)
-    last = (stored.data_offset + stored.size - 1) // mmap.PAGESIZE
-    return pages.find(1, stored.data_offset // mmap.PAGESIZE, last + 1) >= 0
+    start = shift + stored.data_offset
+    last = (start + stored.size - 1) // mmap.PAGESIZE
+    return pages.find(1, start // mmap.PAGESIZE, last + 1) >= 0

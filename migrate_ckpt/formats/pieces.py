@@ -103,7 +103,7 @@ def copy_range(source: FileSource, piece: Range, descriptor: int) -> None:
     Raises:
         OSError: The disk is full, or the source cannot be read or is shorter.
     """
-    offset, left = piece.offset, piece.count
+    offset, left = source.start + piece.offset, piece.count
     while left:
         count = _copy_some(source.fileno(), descriptor, min(left, 1 << 30), offset)
         if not count:

@@ -39,7 +39,14 @@ class FileSource:
     """A local file, held open, so that the file may be renamed or replaced while it is read.
 
     It is opened by its path, or is open already, as a descriptor that stays its owner's.
+
+    Attributes:
+        path: Its path.
+        size: Its bytes.
+        start: Where in the file that is open it begins; only a slice begins elsewhere than at 0.
     """
+
+    start = 0
 
     def __init__(self, path: str | os.PathLike[str] | int) -> None:
         self._descriptor = -1
@@ -87,6 +94,19 @@ class FileSource:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Slice(FileSource):
+    """A range of a file, as a file of its own: one in a tar, for example."""
+
+    def __init__(self, whole: FileSource, start: int, size: int) -> None:
+        super().__init__(whole.fileno())
+        self.path = whole.path
+        self.start = whole.start + start
+        self.size = max(min(size, whole.size - start), 0)
+
+    def read(self, offset: int, count: int) -> bytes:
+        return super().read(self.start + offset, max(min(count, self.size - offset), 0))
 
 
 def sha256_of(source: Source) -> str:

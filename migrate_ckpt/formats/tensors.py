@@ -199,8 +199,9 @@ class MappedTensors:
 
     def _mapped(self, handle: StorageHandle, dtype: torch.dtype, count: int) -> torch.Tensor:
         """A tensor in one dimension over all of the storage's bytes."""
-        offset = self._container.storages[handle.key].data_offset
-        return torch.frombuffer(self._container.mapped, dtype=dtype, count=count, offset=offset)
+        mapped = self._container.mapped
+        offset = mapped.shift + self._container.storages[handle.key].data_offset
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
 
     def _empty(self) -> torch.UntypedStorage:
         return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]

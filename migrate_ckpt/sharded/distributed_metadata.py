@@ -16,18 +16,20 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.errors import MigrateCkptError, UnreadableCheckpoint
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, Recipe, global_path, recipe
 from migrate_ckpt.formats.pickle_reader import MAX_PICKLE_BYTES, read_pickle
 from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold
+from migrate_ckpt.sharded.files import Files, read_whole
 
 if TYPE_CHECKING:
     import torch
 
 METADATA_NAME = ".metadata"
+OWN_GLOBALS = ("torch.distributed.checkpoint.*", "torch.serialization._get_layout", "pathlib.*Path")
+"""What such a pickle names, of whatever checkpoint it is."""
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -80,30 +82,29 @@ class Item:
     shape: tuple[int, ...] = ()
 
 
-def is_distributed(folder: Path) -> bool:
-    """Tell whether a folder is a distributed checkpoint."""
-    return (folder / METADATA_NAME).is_file()
+def is_distributed(files: Files) -> bool:
+    """Tell whether some files are a distributed checkpoint."""
+    return METADATA_NAME in files.sizes()
 
 
 class DistributedMetadata:
     """The metadata, read.
 
     Attributes:
+        contents: What the pickle holds and names.
         root: The `Metadata` itself.
         items: What is in the checkpoint, in its order.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Files) -> None:
         """Read it.
 
         Raises:
             UnreadableCheckpoint: It is no such pickle, or names files that are not beside it.
         """
-        self._folder = folder
-        path = folder / METADATA_NAME
-        if path.stat().st_size > MAX_PICKLE_BYTES:
-            raise UnreadableCheckpoint(f"{METADATA_NAME} is longer than any that is known")
-        contents = read_pickle(path.read_bytes(), _Values())
+        self._sizes = files.sizes()
+        contents = read_pickle(read_whole(files, METADATA_NAME, MAX_PICKLE_BYTES), _Values())
+        self.contents = contents
         self.root = contents.value
         try:
             self.items = tuple(self._read())
@@ -136,9 +137,7 @@ class DistributedMetadata:
         _require(index, f"{_METADATA}.MetadataIndex")
         _require(info, f"{_FILESYSTEM}._StorageInfo")
         file = info.relative_path
-        is_beside = type(file) is str and Path(file).name == file and file not in ("", ".", "..")
-        path = self._folder / file if is_beside else None
-        if path is None or not path.is_file():
+        if type(file) is not str or file not in self._sizes:
             raise UnreadableCheckpoint(
                 f"{METADATA_NAME} names a file that is not beside it: {file!r:.80}"
             )
@@ -148,7 +147,7 @@ class DistributedMetadata:
             )
         offset, length = info.offset, info.length
         is_in_file = type(offset) is type(length) is int and offset >= 0 and length > 0
-        if not is_in_file or offset + length > path.stat().st_size:
+        if not is_in_file or offset + length > self._sizes[file]:
             raise UnreadableCheckpoint(f"{file} is shorter than {METADATA_NAME} says")
         # What is None is a default of the class, and not in the pickle.
         starts = tuple(vars(index).get("offset") or ())

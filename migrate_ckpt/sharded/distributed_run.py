@@ -7,52 +7,49 @@ one more file; all other bytes stay where they are, and only `.metadata` says wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.absent import is_absent, mark_absent
-from migrate_ckpt.changes import MAX_CHANGES
 from migrate_ckpt.errors import (
     MigrationFailed,
     RequirementsNotMet,
-    TargetExists,
     UnreadableCheckpoint,
     UnwritableCheckpoint,
 )
 from migrate_ckpt.file_run import RunOptions, lay_out_new
 from migrate_ckpt.folder import MigrationSet
 from migrate_ckpt.formats import open_container
-from migrate_ckpt.formats.container import Contents
+from migrate_ckpt.formats.allowed_globals import refuse_globals
+from migrate_ckpt.formats.container import Container, Contents
+from migrate_ckpt.formats.outline_tensors import OutlineTensors
+from migrate_ckpt.formats.pickle_reader import MAX_PICKLE_BYTES
 from migrate_ckpt.formats.pieces import (
     Pieces,
     Range,
-    copy_range,
-    replace_file,
-    replace_file_by,
     whole,
-    write_pieces,
 )
-from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.formats.source import FileSource, Slice
 from migrate_ckpt.history import ckpt_migration_key, read_history, records_key
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.operations.sections import is_tensor
 from migrate_ckpt.outline import OutlineEntry, outline
-from migrate_ckpt.plan import Plan, make_plan
-from migrate_ckpt.preview import preview_plan
+from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.distributed_metadata import (
     METADATA_NAME,
+    OWN_GLOBALS,
     DistributedMetadata,
     Item,
     KeyPath,
     Place,
 )
-from migrate_ckpt.sharded.sharded_run import tag_of
+from migrate_ckpt.sharded.files import Files, read_whole
+from migrate_ckpt.sharded.new_set import NewFile, NewSet, in_memory
+from migrate_ckpt.sharded.planning import plan_ckpt, tag_of
 from migrate_ckpt.verifying import refuse_unmet
 
 if TYPE_CHECKING:
@@ -74,9 +71,9 @@ class DistributedCheckpoint:
         needed: The items whose bytes something wanted to see and that were not there.
     """
 
-    def __init__(self, folder: Path, metadata: DistributedMetadata, there: Collection[str]) -> None:
-        """Read a folder; `there` are the names of the tensors to be read with their bytes."""
-        self._folder = folder
+    def __init__(self, files: Files, metadata: DistributedMetadata, there: Collection[str]) -> None:
+        """Read some files; `there` are the names of the tensors to be read with their bytes."""
+        self._files = files
         self.metadata = metadata
         self.needed: set[str] = set()
         self._items: dict[int, Item] = {}
@@ -104,7 +101,7 @@ class DistributedCheckpoint:
 
     def _value(self, item: Item, *, is_there: bool) -> Any:
         if item.dtype is None:
-            value = _load(self._folder, item.places[0])
+            value = _load(self._files, item.places[0])
             self._known[id(value)] = outline(value, identify=id)
         elif is_there:
             value = self._assembled(item)
@@ -126,13 +123,13 @@ class DistributedCheckpoint:
         import torch
 
         if len(item.places) == 1:
-            return _checked(item, item.places[0], _load(self._folder, item.places[0]))
+            return _checked(item, item.places[0], _load(self._files, item.places[0]))
         tensor = torch.empty(item.shape, dtype=item.dtype)
         for place in item.places:
             part = tensor
             for dim, (start, size) in enumerate(zip(place.starts, place.sizes, strict=True)):
                 part = part.narrow(dim, start, size)
-            part.copy_(_checked(item, place, _load(self._folder, place)))
+            part.copy_(_checked(item, place, _load(self._files, place)))
         return tensor
 
     def _hash(self, tensor: torch.Tensor) -> int:
@@ -156,108 +153,60 @@ class _Absent:
         raise UnwritableCheckpoint(f"the bytes of {self._name} are not there", where=self._name)
 
 
-def plan_distributed(
-    folder: Path,
-    migrations: MigrationSet,
-    options: RunOptions,
-    *,
-    with_changes: bool = False,
-    max_changes: int | None = MAX_CHANGES,
-) -> Plan:
-    """Plan a set for a distributed checkpoint; no bytes of its tensors are read, unless functions are tried out.
+class DistributedKind:
+    """What can be done with a distributed checkpoint (see `recognition.Kind`)."""
 
-    Raises:
-        What `plan_file` raises.
-    """
-    metadata = DistributedMetadata(folder)
-    plan = _plan(DistributedCheckpoint(folder, metadata, ()).ckpt, migrations, options)
-    if not with_changes or not plan.to_run:
-        return plan
-    loaded = load_migrations(migrations)
-    return preview_plan(
-        _AsOneFile(folder, metadata),
-        plan,
-        loaded,
-        max_changes=max_changes,
-        manifest=migrations.manifest,
-    )
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
+    def plan(self, migrations: MigrationSet, options: RunOptions) -> Plan:
+        """Plan a set; no bytes of tensors are read."""
+        metadata = DistributedMetadata(self._files)
+        _refuse_globals(self._files, metadata, options)
+        return plan_ckpt(DistributedCheckpoint(self._files, metadata, ()).ckpt, migrations, options)
 
-def inspect_distributed(folder: Path) -> Inspection:
-    """Say what is in a distributed checkpoint, as `inspect_file` does of a file.
+    def read(self, builder_of: Callable[..., Any]) -> Any:
+        """Return the state dict, with the bytes of its tensors or without."""
+        from migrate_ckpt.formats.tensors import MetaTensors
 
-    Raises:
-        UnreadableCheckpoint: It is damaged.
-    """
-    metadata = DistributedMetadata(folder)
-    ckpt = DistributedCheckpoint(folder, metadata, ()).ckpt
-    return Inspection.of("distributed", _size(folder, metadata.files), Contents(ckpt))
+        metadata = DistributedMetadata(self._files)
+        everything = [] if builder_of is MetaTensors else [item.name for item in metadata.items]
+        self._opened = DistributedCheckpoint(self._files, metadata, everything)
+        return self._opened.ckpt
 
+    def written(self) -> set[str]:
+        """Return nothing: what is in memory has no keys of storages."""
+        return set()
 
-def migrate_distributed(
-    folder: Path,
-    target: Path,
-    migrations: MigrationSet,
-    options: RunOptions,
-    *,
-    force: bool = False,
-    on_step: OnStep | None = None,
-) -> Report:
-    """Migrate a distributed checkpoint into another folder, or in place.
+    def inspect(self) -> Inspection:
+        metadata = DistributedMetadata(self._files)
+        ckpt = DistributedCheckpoint(self._files, metadata, ()).ckpt
+        return Inspection.of("distributed", _size(self._files, metadata), Contents(ckpt))
 
-    Raises:
-        TargetExists: Another one is in the target's place, and `force` is not set.
-        UnwritableCheckpoint: The result holds what cannot be written, or another format was asked for.
-        And what `migrate_file` raises. Then the old one is as it was, and there is no new one.
-    """
-    if options.format is not None:
-        raise UnwritableCheckpoint(
-            "a distributed checkpoint keeps its format: leave out the other one", where="format"
-        )
-    in_place = target.exists() and target.samefile(folder)
-    if (target / METADATA_NAME).exists() and not in_place and not force:
-        raise TargetExists(
-            f"{target} exists already. Choose another target, or replace it with force.",
-            path=target,
-        )
-    metadata = DistributedMetadata(folder)
-    opened = DistributedCheckpoint(folder, metadata, ())
-    plan = _plan(opened.ckpt, migrations, options)
-    ckpt: Any = opened.ckpt
-    report = Report(plan, warnings=plan.warnings)
-    if plan.has_work:
-        opened, ckpt, report = _run(folder, metadata, plan, load_migrations(migrations), on_step)
-    refuse_unmet(migrations.manifest, ckpt, report)
-    source = _facts(folder, metadata.files)
-    if in_place and not plan.has_work:
-        return replace(report, source=source, target={**source, "written": []})
-    target.mkdir(parents=True, exist_ok=True)
-    items = _write_new(opened, ckpt, target)
-    written = {place.file for item in items for place in item.places} - set(metadata.files)
-    _finish(folder, target, metadata, items, in_place=in_place)
-    files = tuple(dict.fromkeys(place.file for item in items for place in item.places))
-    return replace(
-        report,
-        source=source,
-        target={**_facts(target, files), "written": sorted(written)},
-        bytes_verified=False,
-    )
-
-
-def _plan(ckpt: Mapping[str, Any], migrations: MigrationSet, options: RunOptions) -> Plan:
-    return make_plan(
-        migrations.files,
-        read_history(ckpt),
-        set_name=migrations.name,
-        set_digest=migrations.digest,
-        to=options.to,
-        policy=options.policy,
-        allow_unknown_history=options.allow_unknown_history,
-    )
+    def run(
+        self,
+        migrations: MigrationSet,
+        options: RunOptions,
+        *,
+        in_place: bool,
+        on_step: OnStep | None,
+    ) -> NewSet:
+        """Run a set, and lay out the result. In place or not, the old files keep their names."""
+        metadata = DistributedMetadata(self._files)
+        _refuse_globals(self._files, metadata, options)
+        opened = DistributedCheckpoint(self._files, metadata, ())
+        plan = plan_ckpt(opened.ckpt, migrations, options)
+        ckpt: Any = opened.ckpt
+        report = Report(plan, warnings=plan.warnings)
+        if plan.has_work:
+            loaded = load_migrations(migrations)
+            opened, ckpt, report = _run(self._files, metadata, plan, loaded, on_step)
+        refuse_unmet(migrations.manifest, ckpt, report)
+        return _lay_out(self._files, opened, ckpt, report)
 
 
 def _run(
-    folder: Path,
+    files: Files,
     metadata: DistributedMetadata,
     plan: Plan,
     migrations: list[Migration],
@@ -268,7 +217,7 @@ def _run(
     is_declared = all(m.operations is not None for m in migrations if m.name in plan.to_run)
     there: set[str] = set() if is_declared else everything
     while True:
-        opened = DistributedCheckpoint(folder, metadata, there)
+        opened = DistributedCheckpoint(files, metadata, there)
         try:
             ckpt, report = run_plan(
                 opened.ckpt, plan, migrations, on_step=on_step, history_in_metadata=False
@@ -291,46 +240,51 @@ def _is_made_of_nothing(leaf: tuple[KeyPath, Any]) -> bool:
     return is_tensor(leaf[1]) and leaf[1].is_meta and not is_absent(leaf[1])
 
 
-def _write_new(opened: DistributedCheckpoint, ckpt: Any, target: Path) -> list[Item]:
-    """Write what is new into one more file, and return all items."""
-    kept: list[tuple[KeyPath, Any, Item | None]] = [
-        (path, value, opened.item_of(value)) for path, value in _leaves(ckpt, opened)
-    ]
+def _lay_out(files: Files, opened: DistributedCheckpoint, ckpt: Any, report: Report) -> NewSet:
+    """Lay out the old files that something is left of, one of what is new, and the metadata."""
     name = NEW_FILE.format(tag_of(read_history(ckpt)))
+    new = Pieces()
     items: list[Item] = []
-
-    def write(descriptor: int) -> None:
-        for path, value, item in kept:
-            if item is not None:
-                items.append(opened.metadata.renamed(item, path))
-                continue
-            offset = os.lseek(descriptor, 0, os.SEEK_CUR)
-            pieces, source = lay_out_new(value)
-            write_pieces(pieces, source, descriptor)
-            items.append(opened.metadata.new(path, value, name, offset, pieces.size))
-
-    if any(item is None for _, _, item in kept):
-        replace_file_by(target / name, write)
-    else:
-        write(-1)
-    return items
-
-
-def _finish(
-    folder: Path, target: Path, metadata: DistributedMetadata, items: list[Item], *, in_place: bool
-) -> None:
-    """Bring the other files there, then the metadata; in place, take away what nothing is left of."""
+    for path, value in _leaves(ckpt, opened):
+        item = opened.item_of(value)
+        if item is not None:
+            items.append(opened.metadata.renamed(item, path))
+            continue
+        offset = new.size
+        for piece in in_memory(*lay_out_new(value)):
+            assert not isinstance(piece, Range), "all of it is in memory"
+            new.add_bytes(piece)
+        items.append(opened.metadata.new(path, value, name, offset, new.size - offset))
     used = {place.file for item in items for place in item.places}
-    if not in_place:
-        for file in used & set(metadata.files):
-            with FileSource(folder / file) as source:
-                replace_file(target / file, whole(source), source)
+    laid_out: list[NewFile] = []
+    held: list[FileSource] = []
+    for file in opened.metadata.files:
+        if file in used:
+            source = files.open(file)
+            held.append(source)
+            laid_out.append(NewFile(file, whole(source), source, is_as_it_was=True))
+    if new.size:
+        laid_out.append(NewFile(name, new, None))
     text = Pieces()
-    text.add_bytes(metadata.write(items))
-    replace_file(target / METADATA_NAME, text, None)
-    if in_place:
-        for file in set(metadata.files) - used:
-            (target / file).unlink()
+    if report.plan.has_work:
+        text.add_bytes(opened.metadata.write(items))
+    else:
+        text.add_bytes(read_whole(files, METADATA_NAME, MAX_PICKLE_BYTES))
+    before = _size(files, opened.metadata)
+    target = {
+        "format": "distributed",
+        "size": sum(file.pieces.size for file in laid_out),
+        "shards": len(laid_out),
+        "written": [file.name for file in laid_out if not file.is_as_it_was],
+    }
+    source_facts = {
+        "format": "distributed",
+        "size": before,
+        "shards": len(opened.metadata.files),
+    }
+    laid_out.append(NewFile(METADATA_NAME, text, None))
+    report = replace(report, source=source_facts, target=target, bytes_verified=False)
+    return NewSet(report, tuple(laid_out), opened.metadata.files, held, kept=ckpt)
 
 
 def _leaves(
@@ -373,21 +327,34 @@ def _put(ckpt: Any, path: KeyPath, value: Any) -> None:
         raise UnreadableCheckpoint(f"the paths of {METADATA_NAME} go through a value")
 
 
-def _load(folder: Path, place: Place) -> Any:
+def _load(files: Files, place: Place) -> Any:
     """Read what stands in a part of a file, as `torch.save` has written it; nothing of it is imported."""
     from migrate_ckpt.formats.tensors import MappedTensors
 
     if not place.sizes and place.length > MAX_VALUE_BYTES:
         raise UnreadableCheckpoint(f"a value in {place.file} is longer than any that is known")
-    descriptor = os.memfd_create(place.file[:100])
-    try:
-        with FileSource(folder / place.file) as source:
-            copy_range(source, Range(place.offset, place.length), descriptor)
-        opened = FileSource(descriptor)
-    finally:
-        os.close(descriptor)
-    container = open_container(opened)
+    container = _container(files, place)
     return container.read(MappedTensors(container)).value
+
+
+def _container(files: Files, place: Place) -> Container:
+    with files.open(place.file) as source:
+        return open_container(Slice(source, place.offset, place.length))
+
+
+def _refuse_globals(files: Files, metadata: DistributedMetadata, options: RunOptions) -> None:
+    """Refuse what names other classes and functions than are allowed, wherever it is; no tensor data is read.
+
+    Raises:
+        RefusedGlobals: Something does.
+    """
+    if options.allowed_globals is None:
+        return
+    refuse_globals(metadata.contents, (*options.allowed_globals, *OWN_GLOBALS))
+    for item in metadata.items:
+        for place in item.places:
+            container = _container(files, place)
+            refuse_globals(container.read(OutlineTensors(container)), options.allowed_globals)
 
 
 def _checked(item: Item, place: Place, value: Any) -> torch.Tensor:
@@ -404,28 +371,6 @@ def _identity(value: Any) -> int:
     return int(value.untyped_storage()._cdata) if is_tensor(value) else id(value)
 
 
-def _facts(folder: Path, files: Collection[str]) -> dict[str, Any]:
-    return {"format": "distributed", "size": _size(folder, files), "shards": len(files)}
-
-
-def _size(folder: Path, files: Collection[str]) -> int:
-    return sum((folder / file).stat().st_size for file in files)
-
-
-class _AsOneFile:
-    """A distributed checkpoint for those who try migrations out on one file."""
-
-    def __init__(self, folder: Path, metadata: DistributedMetadata) -> None:
-        self._folder = folder
-        self._metadata = metadata
-
-    def read(self, builder_of: Callable[..., Any]) -> Any:
-        from migrate_ckpt.formats.tensors import MetaTensors
-
-        there = set() if builder_of is MetaTensors else {item.name for item in self._metadata.items}
-        self._opened = DistributedCheckpoint(self._folder, self._metadata, there)
-        return self._opened.ckpt
-
-    def written(self) -> set[str]:
-        """Return nothing: what is in memory has no keys of storages."""
-        return set()
+def _size(files: Files, metadata: DistributedMetadata) -> int:
+    sizes = files.sizes()
+    return sum(sizes[file] for file in metadata.files)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate_ckpt.errors import UnreadableCheckpoint
+from migrate_ckpt.sharded.files import Files, read_whole
 
 SUFFIX = ".index.json"
 MAX_INDEX_BYTES = 1 << 28
@@ -27,63 +28,64 @@ class Index:
     """What an index says.
 
     Attributes:
-        path: The index file.
+        name: The name of the index file.
         shards: The names of the files, in the order in which the index first names them.
         keys: For each of them the keys of its tensors.
         metadata: What else it says.
     """
 
-    path: Path
+    name: str
     shards: tuple[str, ...]
     keys: Mapping[str, tuple[str, ...]]
     metadata: Mapping[str, Any]
 
 
-def find_index(folder: Path) -> Path | None:
-    """Return the index in a folder; None where there is none, or more than one."""
-    found = [path for path in folder.glob(f"*{SUFFIX}") if is_index(path)]
+def find_index(files: Files) -> str | None:
+    """Return the name of the index among some files; None where there is none, or more than one."""
+    found = [name for name in files.sizes() if is_index(files, name)]
     return found[0] if len(found) == 1 else None
 
 
-def is_index(path: Path) -> bool:
+def is_index(files: Files, name: str) -> bool:
     """Tell whether a file is the index of a sharded checkpoint, by its name and its beginning."""
-    if not path.name.endswith(SUFFIX) or not path.is_file():
+    if not name.endswith(SUFFIX):
         return False
-    with path.open("rb") as file:
-        return file.read(64).lstrip().startswith(b"{")
+    with files.open(name) as source:
+        return source.read(0, 64).lstrip().startswith(b"{")
 
 
-def read_index(path: Path) -> Index:
+def read_index(files: Files, name: str) -> Index:
     """Read an index.
 
     Raises:
         UnreadableCheckpoint: It is none, or names files that are not beside it.
     """
     try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            raise _unreadable(path, f"is longer than {MAX_INDEX_BYTES:,} bytes")
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_whole(files, name, MAX_INDEX_BYTES))
     except (ValueError, RecursionError) as error:
-        raise _unreadable(path, f"is no JSON: {error}") from error
+        raise _unreadable(name, f"is no JSON: {error}") from error
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     metadata = data.get("metadata", {}) if isinstance(data, dict) else None
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict) or not weight_map:
-        raise _unreadable(path, 'has no "weight_map" of keys and files')
+        raise _unreadable(name, 'has no "weight_map" of keys and files')
     keys: dict[str, list[str]] = {}
-    for key, name in weight_map.items():
-        if not _is_beside(name):
-            raise _unreadable(path, f"says of {key!r:.80} no name of a file beside it")
-        keys.setdefault(name, []).append(key)
-    missing = [name for name in keys if not (path.parent / name).is_file()]
+    for key, shard in weight_map.items():
+        if not _is_beside(shard):
+            raise _unreadable(name, f"says of {key!r:.80} no name of a file beside it")
+        keys.setdefault(shard, []).append(key)
+    there = files.sizes()
+    missing = [shard for shard in keys if shard not in there]
     if missing:
-        raise _unreadable(path, f"names files that are not there: {', '.join(missing[:3])}")
-    return Index(path, tuple(keys), {name: tuple(found) for name, found in keys.items()}, metadata)
+        raise _unreadable(name, f"names files that are not there: {', '.join(missing[:3])}")
+    return Index(
+        name, tuple(keys), {shard: tuple(found) for shard, found in keys.items()}, metadata
+    )
 
 
-def shards_of(path: Path) -> tuple[str, ...]:
+def shards_of(files: Files, name: str) -> tuple[str, ...]:
     """Return the names of the shards of an index; none if it cannot be read, which whoever works on it will tell."""
     try:
-        return read_index(path).shards
+        return read_index(files, name).shards
     except (UnreadableCheckpoint, OSError):
         return ()
 
@@ -99,5 +101,5 @@ def _is_beside(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
 
 
-def _unreadable(path: Path, what: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(f"the index {path.name} {what}")
+def _unreadable(name: str, what: str) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(f"the index {name} {what}")

@@ -1,47 +1,151 @@
-"""Tells whether a path means a checkpoint in several files, and which functions are for its kind."""
+"""Tells whether a path or a tar means a checkpoint in several files, and what can be done with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+from migrate_ckpt.errors import TargetExists, UnwritableCheckpoint
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
-from migrate_ckpt.sharded.distributed_metadata import is_distributed
-from migrate_ckpt.sharded.distributed_run import (
-    inspect_distributed,
-    migrate_distributed,
-    plan_distributed,
-)
+from migrate_ckpt.sharded.distributed_metadata import METADATA_NAME, is_distributed
+from migrate_ckpt.sharded.distributed_run import DistributedKind
+from migrate_ckpt.sharded.files import Files, FolderFiles, TarFiles, is_tar
 from migrate_ckpt.sharded.index_file import SUFFIX, find_index
-from migrate_ckpt.sharded.sharded_run import inspect_sharded, migrate_sharded, plan_sharded
+from migrate_ckpt.sharded.new_set import NewSet, write_in_place, write_into_folder
+from migrate_ckpt.sharded.sharded_run import ShardedKind
+
+if TYPE_CHECKING:
+    from migrate_ckpt.file_run import RunOptions
+    from migrate_ckpt.folder import MigrationSet
+    from migrate_ckpt.formats.container import Container
+    from migrate_ckpt.formats.source import FileSource
+    from migrate_ckpt.runner import OnStep
+
+
+class Kind(Protocol):
+    """A kind of sharded checkpoint."""
+
+    def plan(self, migrations: MigrationSet, options: RunOptions) -> Plan:
+        """Say what a set would do."""
+
+    def inspect(self) -> Inspection:
+        """Say what is in it."""
+
+    def run(
+        self,
+        migrations: MigrationSet,
+        options: RunOptions,
+        *,
+        in_place: bool,
+        on_step: OnStep | None,
+    ) -> NewSet:
+        """Run a set, and lay out the files of the result."""
+
+    def read(self, builder_of: Callable[[Container], Any]) -> Any:
+        """Return the checkpoint, for those who try migrations out (see `preview.Readable`)."""
+
+    def written(self) -> set[str]:
+        """Return the keys of storages that were written to in memory, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sharded:
-    """A checkpoint in several files.
+class ShardedFolder:
+    """A sharded checkpoint in a folder.
 
     Attributes:
-        path: What stands for it: its index, or its folder.
-        plan: Says what a set would do.
-        inspect: Says what is in it.
-        migrate: Migrates it.
+        folder: The folder.
+        main_name: The name of the file that names the others.
+        kind: What can be done with it.
     """
 
-    path: Path
-    plan: Callable[..., Plan]
-    inspect: Callable[[Path], Inspection]
-    migrate: Callable[..., Report]
+    folder: Path
+    main_name: str
+    kind: Kind
+
+    def migrate(
+        self,
+        target: Path,
+        migrations: MigrationSet,
+        options: RunOptions,
+        *,
+        force: bool,
+        on_step: OnStep | None,
+    ) -> Report:
+        """Migrate it into another folder, or in place.
+
+        In another folder files keep their names, and those that did not change are copied by the kernel. In place only
+        those that change are written, under new names, and the old ones go once the file that names the others is
+        replaced: whoever is ended in between has left the old set whole.
+
+        Args:
+            target: The folder of the new set, or the path of its index.
+            migrations: The migrations.
+            options: As for one file; another format is refused.
+            force: Whether a set that is in the target's place is replaced.
+            on_step: As for `migrate_file`.
+
+        Raises:
+            TargetExists: Another set is in the target's place, and `force` is not set.
+            UnwritableCheckpoint: The result is not what such a checkpoint can hold, or another format was asked for.
+            And what `migrate_file` raises. Then the old set is as it was, and there is no new one.
+        """
+        refuse_other_format(options)
+        folder = target.parent if target.name.endswith(SUFFIX) else target
+        in_place = folder.exists() and folder.samefile(self.folder)
+        if (folder / self.main_name).exists() and not in_place and not force:
+            raise TargetExists(
+                f"{folder / self.main_name} exists already. Choose another target, or replace it with force.",
+                path=folder / self.main_name,
+            )
+        with self.kind.run(migrations, options, in_place=in_place, on_step=on_step) as new:
+            if not in_place:
+                write_into_folder(new, folder)
+            elif new.report.plan.has_work:
+                write_in_place(new, folder)
+            return new.report
 
 
-def sharded_at(path: Path) -> Sharded | None:
+def sharded_folder(path: Path) -> ShardedFolder | None:
     """Return the sharded checkpoint that a path means: an index, or a folder with one, or a distributed one."""
-    if path.is_dir() and is_distributed(path):
-        return Sharded(path, plan_distributed, inspect_distributed, migrate_distributed)
     is_index = path.name.endswith(SUFFIX) and path.is_file()
-    index = find_index(path) if path.is_dir() else path if is_index else None
-    if index is None:
+    if not path.is_dir() and not is_index:
         return None
-    return Sharded(index, plan_sharded, inspect_sharded, migrate_sharded)
+    folder = path.parent if is_index else path
+    found = _kind_of(FolderFiles(folder), path.name if is_index else None)
+    return None if found is None else ShardedFolder(folder, *found)
+
+
+def sharded_tar(source: FileSource) -> tuple[TarFiles, Kind] | None:
+    """Return the sharded checkpoint that a tar holds.
+
+    Raises:
+        UnreadableCheckpoint: The tar is damaged, or holds more than plain files in one folder.
+    """
+    if not is_tar(source):
+        return None
+    files = TarFiles(source)
+    found = _kind_of(files, None)
+    return None if found is None else (files, found[1])
+
+
+def _kind_of(files: Files, index: str | None) -> tuple[str, Kind] | None:
+    if index is None and is_distributed(files):
+        return METADATA_NAME, DistributedKind(files)
+    name = index or find_index(files)
+    return None if name is None else (name, ShardedKind(files, name))
+
+
+def refuse_other_format(options: RunOptions) -> None:
+    """Refuse to convert a sharded checkpoint.
+
+    Raises:
+        UnwritableCheckpoint: Another format is asked for.
+    """
+    if options.format is not None:
+        raise UnwritableCheckpoint(
+            "a sharded checkpoint keeps its format: leave out the other one", where="format"
+        )

@@ -1,110 +1,61 @@
-"""Runs a set of migrations on a sharded checkpoint as on one, and writes the shards that change.
+"""Runs a set of migrations on a sharded checkpoint as on one, and lays out the shards that change.
 
-A tensor stays in the shard that it was in; one that was made goes to that of the tensor before it. In another folder
-the shards keep their names, and those that did not change are copied by the kernel. In place, shards that change get
-new names, and the old ones go once the index names the new: whoever is ended in between has left the old set whole.
+A tensor stays in the shard that it was in; one that was made goes to that of the tensor before it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from migrate_ckpt.changes import MAX_CHANGES
-from migrate_ckpt.errors import TargetExists, UnwritableCheckpoint
+from migrate_ckpt.errors import UnwritableCheckpoint
 from migrate_ckpt.file_run import RunOptions
 from migrate_ckpt.folder import MigrationSet
+from migrate_ckpt.formats.allowed_globals import refuse_globals
 from migrate_ckpt.formats.container import Container, Contents
 from migrate_ckpt.formats.conversion import lay_out_as
-from migrate_ckpt.formats.pieces import Pieces, replace_file, whole
+from migrate_ckpt.formats.pieces import Pieces, whole
 from migrate_ckpt.formats.verification import Verification
-from migrate_ckpt.history import History, read_history, remove_history, write_history
+from migrate_ckpt.history import History, remove_history, write_history
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.operations.moves import identity
 from migrate_ckpt.operations.sections import is_tensor
-from migrate_ckpt.plan import Plan, make_plan
-from migrate_ckpt.preview import preview_plan
+from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
-from migrate_ckpt.sharded.index_file import SUFFIX, index_text
+from migrate_ckpt.sharded.files import Files
+from migrate_ckpt.sharded.index_file import index_text
+from migrate_ckpt.sharded.new_set import NewFile, NewSet
+from migrate_ckpt.sharded.planning import plan_ckpt, tag_of
 from migrate_ckpt.sharded.shards import Shard, ShardedCheckpoint, open_sharded, take_history
 from migrate_ckpt.verifying import refuse_unmet
 
 _TAG = re.compile(r"\.m[0-9a-f]{8}(?=\.[^.]+$)")
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """A shard of the new set; without pieces it is as it was."""
+class ShardedKind:
+    """What can be done with a sharded checkpoint of Hugging Face's kind (see `recognition.Kind`)."""
 
-    shard: Shard
-    keys: tuple[str, ...]
-    pieces: Pieces | None
+    def __init__(self, files: Files, name: str) -> None:
+        self._files = files
+        self._name = name
 
+    def plan(self, migrations: MigrationSet, options: RunOptions) -> Plan:
+        """Plan a set; loads no torch, and reads no tensor."""
+        from migrate_ckpt.formats.outline_tensors import OutlineTensors
 
-def plan_sharded(
-    index: Path,
-    migrations: MigrationSet,
-    options: RunOptions,
-    *,
-    with_changes: bool = False,
-    max_changes: int | None = MAX_CHANGES,
-) -> Plan:
-    """Plan a set for a sharded checkpoint. Without the changes it loads no torch, and reads no tensor.
-
-    Raises:
-        What `plan_file` raises.
-    """
-    from migrate_ckpt.formats.outline_tensors import OutlineTensors
-
-    with open_sharded(index) as opened:
-        opened.read(OutlineTensors)
-        plan = _plan(opened, migrations, options)
-    if not with_changes or not plan.to_run:
-        return plan
-    loaded = load_migrations(migrations)
-    return preview_plan(
-        AsOneFile(index), plan, loaded, max_changes=max_changes, manifest=migrations.manifest
-    )
-
-
-def inspect_sharded(index: Path) -> Inspection:
-    """Say what is in a sharded checkpoint, as `inspect_file` does of a file.
-
-    Raises:
-        UnreadableCheckpoint: It is damaged, or its index is.
-    """
-    from migrate_ckpt.formats.outline_tensors import OutlineTensors
-
-    with open_sharded(index) as opened:
-        opened.read(OutlineTensors)
-        parts = [shard.contents for shard in opened.shards]
-        contents = Contents(
-            opened.ckpt,
-            max(part.protocol for part in parts),
-            tuple(dict.fromkeys(path for part in parts for path in part.globals)),
-            [call for part in parts for call in part.calls],
-            [call for part in parts for call in part.hidden_calls],
-        )
-        return Inspection.of(opened.format, opened.size, contents)
-
-
-class AsOneFile:
-    """A sharded checkpoint for those who try migrations out on one file."""
-
-    def __init__(self, index: Path) -> None:
-        self._index = index
+        with open_sharded(self._files, self._name) as opened:
+            opened.read(OutlineTensors)
+            _refuse_globals(opened, options)
+            return plan_ckpt(opened.ckpt, migrations, options)
 
     def read(self, builder_of: Callable[[Container], Any]) -> Any:
-        # The tensors keep the files open that they are mapped from.
-        opened = open_sharded(self._index)
+        """Return the state dict; its tensors keep the files open that they are mapped from."""
+        opened = open_sharded(self._files, self._name)
         opened.read(builder_of)
         return opened.ckpt
 
@@ -112,96 +63,95 @@ class AsOneFile:
         """Return nothing: keys of storages are those of one shard, and say nothing of another's."""
         return set()
 
+    def inspect(self) -> Inspection:
+        from migrate_ckpt.formats.outline_tensors import OutlineTensors
 
-def migrate_sharded(
-    index: Path,
-    target: Path,
+        with open_sharded(self._files, self._name) as opened:
+            opened.read(OutlineTensors)
+            parts = [shard.contents for shard in opened.shards]
+            contents = Contents(
+                opened.ckpt,
+                max(part.protocol for part in parts),
+                tuple(dict.fromkeys(path for part in parts for path in part.globals)),
+                [call for part in parts for call in part.calls],
+                [call for part in parts for call in part.hidden_calls],
+            )
+            return Inspection.of(opened.format, opened.size, contents)
+
+    def run(
+        self,
+        migrations: MigrationSet,
+        options: RunOptions,
+        *,
+        in_place: bool,
+        on_step: OnStep | None,
+    ) -> NewSet:
+        """Run a set, and lay out the result."""
+        # Loading torch takes a second, which a plan need not wait.
+        from migrate_ckpt.formats.tensors import MappedTensors
+
+        opened = open_sharded(self._files, self._name)
+        try:
+            opened.read(MappedTensors)
+            return _run(opened, migrations, options, in_place=in_place, on_step=on_step)
+        except BaseException:
+            opened.close()
+            raise
+
+
+def _run(
+    opened: ShardedCheckpoint,
     migrations: MigrationSet,
     options: RunOptions,
     *,
-    force: bool = False,
-    on_step: OnStep | None = None,
-) -> Report:
-    """Migrate a sharded checkpoint into another folder, or in place.
-
-    Args:
-        index: Its index.
-        target: The folder of the new set, or the path of its index.
-        migrations: The migrations.
-        options: As for one file; another format is refused.
-        force: Whether a set that is in the target's place is replaced.
-        on_step: As for `migrate_file`.
-
-    Raises:
-        TargetExists: Another set is in the target's place, and `force` is not set.
-        UnwritableCheckpoint: The result is no state dict of tensors, or another format was asked for.
-        And what `migrate_file` raises. Then the old set is as it was, and there is no new one.
-    """
-    if options.format is not None:
-        raise UnwritableCheckpoint(
-            "a sharded checkpoint keeps its format: leave out the other one", where="format"
-        )
-    folder = target.parent if target.name.endswith(SUFFIX) else target
-    in_place = folder.exists() and folder.samefile(index.parent)
-    new_index = folder / (target.name if target.name.endswith(SUFFIX) else index.name)
-    if new_index.exists() and not in_place and not force:
-        raise TargetExists(
-            f"{new_index} exists already. Choose another target, or replace it with force.",
-            path=new_index,
-        )
-    # Loading torch takes a second, which a plan need not wait.
-    from migrate_ckpt.formats.tensors import MappedTensors
-
-    with open_sharded(index) as opened:
-        opened.read(MappedTensors)
-        shards_of = _shards_of(opened)
-        plan = _plan(opened, migrations, options)
-        ckpt: Any = opened.ckpt
-        report = Report(plan, warnings=plan.warnings)
-        if plan.has_work:
-            ckpt, report = run_plan(ckpt, plan, load_migrations(migrations), on_step=on_step)
-        ckpt = _as_state_dict(ckpt)
-        refuse_unmet(migrations.manifest, ckpt, report)
-        source = {"format": opened.format, "size": opened.size, "shards": len(opened.shards)}
-        if in_place and not plan.has_work:
-            return replace(report, source=source, target={**source, "written": []})
-        history = take_history(ckpt)
-        written = _lay_out(opened, ckpt, shards_of)
-        verified = _verify(written)
-        folder.mkdir(parents=True, exist_ok=True)
-        names = _write(opened, written, folder, new_index, ckpt, history, in_place=in_place)
-        return replace(
-            report,
-            source=source,
-            target={
-                "format": opened.format,
-                "size": sum((folder / name).stat().st_size for name in names.values()),
-                "shards": len(names),
-                "written": [
-                    names[w.shard.name] for w in written if w.keys and w.pieces is not None
-                ],
-            },
-            bytes_verified=verified,
-        )
+    in_place: bool,
+    on_step: OnStep | None,
+) -> NewSet:
+    _refuse_globals(opened, options)
+    shards_of = _shards_of(opened)
+    plan = plan_ckpt(opened.ckpt, migrations, options)
+    ckpt: Any = opened.ckpt
+    report = Report(plan, warnings=plan.warnings)
+    if plan.has_work:
+        ckpt, report = run_plan(ckpt, plan, load_migrations(migrations), on_step=on_step)
+    ckpt = _as_state_dict(ckpt)
+    refuse_unmet(migrations.manifest, ckpt, report)
+    history = take_history(ckpt)
+    keys = _keys_by_shard(opened, ckpt, shards_of)
+    tag = tag_of(history)
+    files = [
+        _new_file(shard, keys[number], ckpt, tag if in_place else None)
+        for number, shard in enumerate(opened.shards)
+        if keys[number]
+    ]
+    names = {
+        key: file.name
+        for file, found in zip(files, filter(None, keys), strict=True)
+        for key in found
+    }
+    text = _whole_index(opened) if not plan.has_work else _index(opened, ckpt, names, history)
+    files.append(NewFile(opened.index.name, text, None))
+    target = {
+        "format": opened.format,
+        "size": sum(file.pieces.size for file in files[:-1]),
+        "shards": len(files) - 1,
+        "written": [file.name for file in files[:-1] if not file.is_as_it_was],
+    }
+    source = {"format": opened.format, "size": opened.size, "shards": len(opened.shards)}
+    report = replace(report, source=source, target=target, bytes_verified=_verify(opened, files))
+    return NewSet(report, tuple(files), opened.index.shards, [opened], kept=ckpt)
 
 
-def _plan(opened: ShardedCheckpoint, migrations: MigrationSet, options: RunOptions) -> Plan:
-    return make_plan(
-        migrations.files,
-        read_history(opened.ckpt),
-        set_name=migrations.name,
-        set_digest=migrations.digest,
-        to=options.to,
-        policy=options.policy,
-        allow_unknown_history=options.allow_unknown_history,
-    )
+def _refuse_globals(opened: ShardedCheckpoint, options: RunOptions) -> None:
+    for shard in opened.shards:
+        refuse_globals(shard.contents, options.allowed_globals)
 
 
 def _as_state_dict(ckpt: Any) -> Any:
     others = [key for key, value in ckpt.items() if not is_tensor(value)]
     if others or not isinstance(ckpt, OrderedDict):
         raise UnwritableCheckpoint(
-            f"a sharded checkpoint holds tensors by name and nothing else, and the migrations made {others[:3]} of it",
+            f"a sharded checkpoint holds tensors by name and nothing else, and not {others[:3]}",
             where=str(others[0])[:80] if others else "",
         )
     return ckpt
@@ -217,90 +167,56 @@ def _shards_of(opened: ShardedCheckpoint) -> dict[int, int]:
     }
 
 
-def _lay_out(
+def _keys_by_shard(
     opened: ShardedCheckpoint, ckpt: Mapping[str, Any], shards_of: Mapping[int, int]
-) -> list[_Written]:
+) -> list[list[str]]:
     keys: list[list[str]] = [[] for _ in opened.shards]
     number = 0
     for key, tensor in ckpt.items():
         number = shards_of.get(tensor.untyped_storage()._cdata, number)
         keys[number].append(key)
-    return [
-        _lay_out_one(opened, shard, tuple(keys[number]), ckpt)
-        for number, shard in enumerate(opened.shards)
-    ]
+    return keys
 
 
-def _lay_out_one(
-    opened: ShardedCheckpoint, shard: Shard, keys: tuple[str, ...], ckpt: Mapping[str, Any]
-) -> _Written:
-    before = shard.contents.value
+def _new_file(shard: Shard, keys: list[str], ckpt: Mapping[str, Any], tag: str | None) -> NewFile:
+    source, before = shard.container.source, shard.contents.value
     is_same = set(keys) == set(shard.keys) and all(
         identity(ckpt[key]) == identity(before[key]) for key in keys
     )
     if is_same and not shard.container.mapped.changed(shard.container.storages):
-        return _Written(shard, keys, None)
-    if not keys:
-        return _Written(shard, (), Pieces())
+        return NewFile(shard.name, whole(source), source, is_as_it_was=True)
     part: OrderedDict[str, Any] = OrderedDict((key, ckpt[key]) for key in keys)
     if isinstance(before, OrderedDict) and "_metadata" in vars(before):
         vars(part)["_metadata"] = vars(ckpt).get("_metadata", OrderedDict())
     pieces, _, _ = lay_out_as(part, shard.container, shard.contents.protocol, None)
-    return _Written(shard, keys, pieces)
+    return NewFile(shard.name if tag is None else _tagged(shard.name, tag), pieces, source)
 
 
-def _verify(written: list[_Written]) -> bool:
+def _verify(opened: ShardedCheckpoint, files: list[NewFile]) -> bool:
     """Compare the checksums of the shards that are written anew; tells whether all of their bytes have one.
 
     Raises:
         UnreadableCheckpoint: One is damaged.
     """
+    written = {id(file.source) for file in files if not file.is_as_it_was}
     says_all = [
-        Verification(each.shard.container.source, each.shard.container.checksums).finish()
-        for each in written
-        if each.pieces is not None
+        Verification(shard.container.source, shard.container.checksums).finish()
+        for shard in opened.shards
+        if id(shard.container.source) in written
     ]
     return bool(says_all) and all(says_all)
 
 
-def _write(
-    opened: ShardedCheckpoint,
-    written: list[_Written],
-    folder: Path,
-    new_index: Path,
-    ckpt: Mapping[str, Any],
-    history: History,
-    *,
-    in_place: bool,
-) -> dict[str, str]:
-    """Write the shards, then the index; return the new names of the old shards that are left."""
-    tag = tag_of(history)
-    names: dict[str, str] = {}
-    for each in written:
-        source, name = each.shard.container.source, each.shard.name
-        if not each.keys:
-            continue
-        if each.pieces is None:
-            names[name] = name
-            if not in_place:
-                replace_file(folder / name, whole(source), source)
-            continue
-        names[name] = _tagged(name, tag) if in_place else name
-        replace_file(folder / names[name], each.pieces, source)
-    weight_map = {key: names[each.shard.name] for each in written for key in each.keys}
-    in_order = {key: weight_map[key] for key in ckpt}
-    text = Pieces()
-    text.add_bytes(index_text(in_order, _metadata(opened, ckpt, history)))
-    replace_file(new_index, text, None)
-    if in_place:
-        for name in set(opened.index.shards) - set(names.values()):
-            (folder / name).unlink()
-    return names
+def _whole_index(opened: ShardedCheckpoint) -> Pieces:
+    pieces = Pieces()
+    with opened.files.open(opened.index.name) as source:
+        pieces.add_bytes(source.read(0, source.size))
+    return pieces
 
 
-def _metadata(
-    opened: ShardedCheckpoint, ckpt: Mapping[str, Any], history: History
-) -> dict[str, Any]:
+def _index(
+    opened: ShardedCheckpoint, ckpt: Mapping[str, Any], names: Mapping[str, str], history: History
+) -> Pieces:
     metadata = dict(opened.index.metadata)
     tensors = {identity(tensor): tensor for tensor in ckpt.values()}
     counts = {
@@ -309,15 +225,14 @@ def _metadata(
     }
     metadata.update({name: count for name, count in counts.items() if name in metadata})
     remove_history(metadata)
-    return dict(write_history(metadata, history, in_metadata=False)) if history.names else metadata
-
-
-def tag_of(history: History) -> str:
-    """Return what tells the files of one state of the set from those of another."""
-    records = [[record.name, record.set, record.digest] for record in history.records]
-    return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:8]
+    if history.names:
+        write_history(metadata, history, in_metadata=False)
+    pieces = Pieces()
+    pieces.add_bytes(index_text({key: names[key] for key in ckpt}, metadata))
+    return pieces
 
 
 def _tagged(name: str, tag: str) -> str:
+    """Return another name for a shard, which tells its state; the names of the old ones must stay free."""
     stem, dot, suffix = _TAG.sub("", name).rpartition(".")
     return f"{stem}.m{tag}{dot}{suffix}"

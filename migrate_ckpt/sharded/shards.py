@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from migrate_ckpt.errors import UnreadableCheckpoint
@@ -15,6 +13,7 @@ from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.container import Container, Contents
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.history import History, read_history, remove_history, write_history
+from migrate_ckpt.sharded.files import Files
 from migrate_ckpt.sharded.index_file import Index, read_index
 
 
@@ -40,11 +39,13 @@ class ShardedCheckpoint:
     """The shards and what they hold together; a context manager that closes them.
 
     Attributes:
+        files: Where the files are.
         index: What the index says.
         shards: The files, in the order of the index.
         ckpt: The state dict of all of them; its history is that of the index.
     """
 
+    files: Files
     index: Index
     shards: list[Shard] = field(default_factory=list)
     ckpt: OrderedDict[str, Any] = field(default_factory=OrderedDict)
@@ -67,7 +68,7 @@ class ShardedCheckpoint:
             UnreadableCheckpoint: One holds more than tensors, or other keys than the index says.
         """
         for name in self.index.shards:
-            source = FileSource(self.index.path.parent / name)
+            source = self.files.open(name)
             self._sources.append(source)
             with without_garbage_collection():
                 container = open_container(source)
@@ -102,19 +103,17 @@ class ShardedCheckpoint:
     def __enter__(self) -> ShardedCheckpoint:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         for source in self._sources:
             source.close()
 
 
-def open_sharded(path: Path) -> ShardedCheckpoint:
+def open_sharded(files: Files, name: str) -> ShardedCheckpoint:
     """Open the set that an index names; nothing of its shards is read yet."""
-    return ShardedCheckpoint(read_index(path))
+    return ShardedCheckpoint(files, read_index(files, name))
 
 
 def take_history(ckpt: Any) -> History:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from migrate_ckpt import (
     MigrationFailed,
+    RefusedGlobals,
     TargetExists,
     UnreadableCheckpoint,
     UnwritableCheckpoint,
@@ -253,6 +255,21 @@ def test_hostile_metadata_is_refused_and_nothing_called(
 
     with pytest.raises(UnreadableCheckpoint, match=reason):
         inspect_file(folder)
+    assert not Marker.called
+
+
+def test_list_of_allowed_globals_is_for_the_metadata_and_for_every_part(
+    tmp_path: Path, folder: Path, migrations: Any
+) -> None:
+    named = read_set(migrations(RENAME))
+    assert plan_file(folder, named, allowed_globals=()).to_run == ("0001",)
+    dcp.save({"args": argparse.Namespace(a=1)}, checkpoint_id=tmp_path / "other", no_dist=True)
+
+    with pytest.raises(RefusedGlobals, match=r"argparse\.Namespace"):
+        plan_file(tmp_path / "other", named, allowed_globals=())
+    edited(folder, lambda m: setattr(m, "planner_data", {"x": Marker()}))
+    with pytest.raises(RefusedGlobals, match="Marker"):
+        plan_file(folder, named, allowed_globals=())
     assert not Marker.called
 
 

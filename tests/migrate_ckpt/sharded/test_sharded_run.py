@@ -16,13 +16,18 @@ from migrate_ckpt import (
     TargetExists,
     UnreadableCheckpoint,
     UnwritableCheckpoint,
+    draft_migration,
     inspect_file,
+    manifest_of_file,
     migrate_file,
     plan_file,
     read_set,
+    verify_file,
 )
 from migrate_ckpt.cli import main
+from migrate_ckpt.formats.pieces import replace_file
 from migrate_ckpt.history import ckpt_migration_key
+from migrate_ckpt.sharded import new_set
 
 HEAD = "from migrate_ckpt.operations import concat, drop, rename, split\n\n"
 RENAME_LAST = HEAD + 'operations = [rename("layers.2.w", "blocks.2.w")]\n'
@@ -205,14 +210,14 @@ def test_migration_that_fails_leaves_everything(model: Model, migrations: Any) -
 def test_killed_before_the_index_is_written_the_old_set_is_whole(
     model: Model, migrations: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from migrate_ckpt.sharded import sharded_run
-
     before = load(model.folder)
 
-    def killed(*_: object) -> bytes:
-        raise KeyboardInterrupt
+    def killed(target: Path, *args: Any) -> None:
+        if target == model.index:
+            raise KeyboardInterrupt
+        replace_file(target, *args)
 
-    monkeypatch.setattr(sharded_run, "index_text", killed)
+    monkeypatch.setattr(new_set, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):
         migrate_file(model.folder, model.folder, folder=migrations(_0001=RENAME_LAST))
     monkeypatch.undo()
@@ -303,3 +308,15 @@ def test_command_takes_a_folder_with_an_index_for_one_checkpoint(
     assert main(["run", "model", "--in-place"]) == 0
     assert main(["inspect", "model"]) == 0
     assert main(["inspect", str(model.index)]) == 0
+
+
+def test_manifest_and_draft_take_it_for_one(model: Model, migrations: Any, tmp_path: Path) -> None:
+    migrate_file(model.folder, tmp_path / "new", folder=migrations(_0001=FUSE))
+
+    manifest = manifest_of_file(tmp_path / "new")
+    draft = draft_migration(model.folder, tmp_path / "new")
+
+    assert manifest.tensors["fused.w"].shape == (8, 8)
+    assert not verify_file(tmp_path / "new", manifest).differences
+    assert draft.is_proved
+    assert [each.operation.verb for each in draft.drafted] == ["concat"]

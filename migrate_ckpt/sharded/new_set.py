@@ -1,0 +1,123 @@
+"""The files that a sharded checkpoint becomes, laid out and not written yet; and how they are written."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from migrate_ckpt.formats.pieces import Pieces, Range, replace_file
+from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.report import Report
+from migrate_ckpt.sharded.files import TarFiles
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """One file.
+
+    Attributes:
+        name: Its name.
+        pieces: What it consists of.
+        source: What their ranges are of.
+        is_as_it_was: Whether it is a file of the old set, unchanged and under its name.
+    """
+
+    name: str
+    pieces: Pieces
+    source: FileSource | None
+    is_as_it_was: bool = False
+
+
+@dataclass
+class NewSet:
+    """All files, the one that names the others last; and what the run did. A context manager.
+
+    Attributes:
+        report: The report; its `target` says which files are written.
+        files: The files.
+        old_names: Those of the old set, which are not needed any more if they are not among the files.
+        held: What the pieces need to be open.
+        kept: What has the memory that new bytes are written from.
+    """
+
+    report: Report
+    files: tuple[NewFile, ...]
+    old_names: Collection[str]
+    held: list[Any] = field(default_factory=list)
+    kept: Any = None
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files but the one that names the others."""
+        return sum(file.pieces.size for file in self.files[:-1])
+
+    def __enter__(self) -> NewSet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for each in self.held:
+            each.close()
+
+
+def write_into_folder(new: NewSet, folder: Path) -> None:
+    """Write the files into another folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in new.files:
+        replace_file(folder / file.name, file.pieces, file.source)
+
+
+def write_in_place(new: NewSet, folder: Path) -> None:
+    """Write what changed beside the old files, and take those away once the last file names the new ones."""
+    for file in new.files:
+        if not file.is_as_it_was:
+            replace_file(folder / file.name, file.pieces, file.source)
+    for name in set(new.old_names) - {file.name for file in new.files}:
+        (folder / name).unlink()
+
+
+def lay_out_tar(new: NewSet, old: TarFiles) -> Pieces:
+    """The pieces of a tar of the files, and of what else was in the old tar; its ranges are of the old one."""
+    pieces = Pieces()
+    names = {file.name for file in new.files}
+    for name in old.sizes():
+        if name not in names and name not in new.old_names:
+            offset, size = old.range_of(name)
+            content = Pieces()
+            content.add_range(offset, size)
+            _add_member(pieces, old.folder, name, content, 0)
+    for file in new.files:
+        start = getattr(file.source, "start", 0)
+        _add_member(pieces, old.folder, file.name, file.pieces, start)
+    pieces.add_bytes(bytes(2 * tarfile.BLOCKSIZE))
+    return pieces
+
+
+def _add_member(pieces: Pieces, folder: str, name: str, content: Pieces, start: int) -> None:
+    """Add a header, the content, whose ranges begin at a place of the tar, and what fills the last block."""
+    member = tarfile.TarInfo(f"{folder}/{name}" if folder else name)
+    member.size = content.size
+    pieces.add_bytes(member.tobuf(tarfile.PAX_FORMAT))
+    for piece in content:
+        if isinstance(piece, Range):
+            pieces.add_range(start + piece.offset, piece.count)
+        else:
+            pieces.add_bytes(piece)
+    pieces.add_bytes(bytes(-content.size % tarfile.BLOCKSIZE))
+
+
+def in_memory(pieces: Iterable[Any], source: FileSource | None) -> Pieces:
+    """The same pieces, with the bytes of the ranges in place of them."""
+    made = Pieces()
+    for piece in pieces:
+        if isinstance(piece, Range):
+            assert source is not None, "a range needs the source it is a range of"
+            made.add_bytes(source.read(piece.offset, piece.count))
+        else:
+            made.add_bytes(piece)
+    return made
