@@ -49,11 +49,10 @@ def draft_migration(
 ) -> Draft:
     """Draft the migration that makes a new checkpoint of an old one.
 
-    Each side is a checkpoint, in one file or sharded, a file of a state dict, or a manifest (`.json`).
-    Equal content proves what became of a
-    tensor, if no other has it; else names and shapes make it likely; and what could be one or another is left to a
-    person. What the operations make of the old state dict is compared with the new one, bit by bit. Nothing of either
-    file is imported, and no more than a tensor at a time is in memory.
+    Each side is a checkpoint, in one file or sharded, a file of a state dict, or a manifest (`.json`). Equal content
+    proves what became of a tensor, if no other has it; else names and shapes make it likely; and what could be one or
+    another is left to a person. What the operations make of the old state dict is compared with the new one, bit by
+    bit. Nothing of either file is imported, and no more than a tensor at a time is in memory.
 
     Args:
         old: The file of before.

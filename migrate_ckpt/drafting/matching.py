@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from migrate_ckpt.drafting.content_hashes import hash_whole, is_constant
+from migrate_ckpt.content_hashes import hash_whole, is_constant
 from migrate_ckpt.drafting.makings import Certainty, Making, View
 from migrate_ckpt.drafting.pairing import pair_names, shared_beginning
 from migrate_ckpt.drafting.row_runs import find_in_rows

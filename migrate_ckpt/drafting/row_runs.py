@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from migrate_ckpt.drafting.content_hashes import hash_slices, hash_whole, is_constant
+from migrate_ckpt.content_hashes import hash_slices, hash_whole, is_constant
 from migrate_ckpt.drafting.makings import Making, Part, View
 
 if TYPE_CHECKING:

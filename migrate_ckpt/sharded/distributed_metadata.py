@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from migrate_ckpt.errors import MigrateCkptError, UnreadableCheckpoint
+from migrate_ckpt.errors import ForeignObjectError, UnreadableCheckpoint
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, Recipe, global_path, recipe
 from migrate_ckpt.formats.pickle_reader import MAX_PICKLE_BYTES, read_pickle
 from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 METADATA_NAME = ".metadata"
 OWN_GLOBALS = ("torch.distributed.checkpoint.*", "torch.serialization._get_layout", "pathlib.*Path")
 """What such a pickle names, of whatever checkpoint it is."""
+
+MAX_DEPTH = 64
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -108,9 +110,16 @@ class DistributedMetadata:
         self.root = contents.value
         try:
             self.items = tuple(self._read())
-        except MigrateCkptError:
+        except UnreadableCheckpoint:
             raise
-        except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+        except (
+            ForeignObjectError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+        ) as error:
             raise UnreadableCheckpoint(
                 f"{METADATA_NAME} is not what torch.distributed.checkpoint writes: {error}"
             ) from error
@@ -130,8 +139,7 @@ class DistributedMetadata:
         for name, entry in self.root.state_dict_metadata.items():
             if type(name) is not str or name not in places:
                 raise UnreadableCheckpoint(f"{METADATA_NAME} says of {name!r:.80} not where it is")
-            path = paths.get(name, (name,))
-            yield _item(name, tuple(path), entry, places[name])
+            yield _item(name, _path(name, paths.get(name, (name,))), entry, places[name])
 
     def _place(self, index: Any, info: Any) -> Place:
         _require(index, f"{_METADATA}.MetadataIndex")
@@ -213,6 +221,14 @@ def flat_name(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
+def _path(name: str, path: Any) -> KeyPath:
+    """Return the path of an item: names and positions, and not too many."""
+    is_path = type(path) is tuple and 0 < len(path) <= MAX_DEPTH
+    if not is_path or not all(type(p) is str or (type(p) is int and p >= 0) for p in path):
+        raise UnreadableCheckpoint(f"{METADATA_NAME} says of {name!r:.80} no path in a state dict")
+    return path  # type: ignore[no-any-return]
+
+
 def _item(name: str, path: KeyPath, entry: Any, places: list[Place]) -> Item:
     kind = global_path(entry.__class__)
     if kind == f"{_METADATA}.BytesStorageMetadata":
@@ -224,17 +240,27 @@ def _item(name: str, path: KeyPath, entry: Any, places: list[Place]) -> Item:
         Place(p.file, p.offset, p.length, p.starts, sizes[p.starts], p.index, p.info)
         for p in places
     )
+    import torch
+
     is_shape = all(type(size) is int and size >= 0 for size in shape)
-    if not is_shape or str(dtype)[:6] != "torch." or not _cover(shape, parts):
+    if (
+        not is_shape
+        or not isinstance(dtype, torch.dtype)
+        or not _cover(shape, parts, dtype.itemsize)
+    ):
         raise UnreadableCheckpoint(f"the parts of {name!r:.80} do not make the tensor")
     return Item(name, path, entry, parts, dtype, shape)
 
 
-def _cover(shape: tuple[int, ...], parts: Iterable[Place]) -> bool:
-    """Tell whether parts lie within a shape and have as many elements; that they do not overlap is up to torch."""
+def _cover(shape: tuple[int, ...], parts: Iterable[Place], itemsize: int) -> bool:
+    """Tell whether parts lie within a shape, have as many elements, and their bytes in the file.
+
+    That they do not overlap is up to torch.
+    """
     listed = list(parts)
     within = all(
         len(p.starts) == len(p.sizes) == len(shape)
+        and math.prod(p.sizes) * itemsize <= p.length
         and all(
             type(size) is int and start >= 0 and size >= 0 and start + size <= whole
             for start, size, whole in zip(p.starts, p.sizes, shape, strict=True)

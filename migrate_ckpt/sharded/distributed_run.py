@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.absent import is_absent, mark_absent
+from migrate_ckpt.content_hashes import hash_whole
 from migrate_ckpt.errors import (
     MigrationFailed,
     RequirementsNotMet,
@@ -92,7 +93,7 @@ class DistributedCheckpoint:
         if not is_tensor(value):
             return item if self._known[id(value)] == outline(value, identify=id) else None
         is_whole = tuple(value.shape) == item.shape and value.dtype == item.dtype
-        is_same = is_absent(value) or self._hash(value) == self._hashes[_identity(value)]
+        is_same = is_absent(value) or hash_whole(value) == self._hashes[_identity(value)]
         return item if is_whole and is_same else None
 
     def is_one(self, value: Any) -> bool:
@@ -105,7 +106,7 @@ class DistributedCheckpoint:
             self._known[id(value)] = outline(value, identify=id)
         elif is_there:
             value = self._assembled(item)
-            self._hashes[_identity(value)] = self._hash(value)
+            self._hashes[_identity(value)] = hash_whole(value)
         else:
             value = self._absent(item)
         self._items[_identity(value)] = item
@@ -131,11 +132,6 @@ class DistributedCheckpoint:
                 part = part.narrow(dim, start, size)
             part.copy_(_checked(item, place, _load(self._files, place)))
         return tensor
-
-    def _hash(self, tensor: torch.Tensor) -> int:
-        from migrate_ckpt.drafting.content_hashes import hash_whole
-
-        return hash_whole(tensor)
 
 
 class _Absent:
@@ -181,7 +177,15 @@ class DistributedKind:
     def inspect(self) -> Inspection:
         metadata = DistributedMetadata(self._files)
         ckpt = DistributedCheckpoint(self._files, metadata, ()).ckpt
-        return Inspection.of("distributed", _size(self._files, metadata), Contents(ckpt))
+        parts = [metadata.contents, *_parts(self._files, metadata)]
+        contents = Contents(
+            ckpt,
+            max(part.protocol for part in parts),
+            tuple(dict.fromkeys(path for part in parts for path in part.globals)),
+            [call for part in parts for call in part.calls],
+            [call for part in parts for call in part.hidden_calls],
+        )
+        return Inspection.of("distributed", _size(self._files, metadata), contents)
 
     def run(
         self,
@@ -351,10 +355,16 @@ def _refuse_globals(files: Files, metadata: DistributedMetadata, options: RunOpt
     if options.allowed_globals is None:
         return
     refuse_globals(metadata.contents, (*options.allowed_globals, *OWN_GLOBALS))
+    for part in _parts(files, metadata):
+        refuse_globals(part, options.allowed_globals)
+
+
+def _parts(files: Files, metadata: DistributedMetadata) -> Iterator[Contents]:
+    """Yield what each part of each value holds and names; no tensor data is read."""
     for item in metadata.items:
         for place in item.places:
             container = _container(files, place)
-            refuse_globals(container.read(OutlineTensors(container)), options.allowed_globals)
+            yield container.read(OutlineTensors(container))
 
 
 def _checked(item: Item, place: Place, value: Any) -> torch.Tensor:

@@ -12,6 +12,8 @@ from migrate_ckpt.errors import UnreadableCheckpoint
 from migrate_ckpt.formats.source import ByteRange, FileSource, Slice
 
 MAX_MEMBERS = 10_000
+MAX_NAME_CHARACTERS = 255
+MAX_HEADER_BYTES = 1 << 20
 _MAGIC_OFFSET, _MAGIC = 257, b"ustar"
 
 
@@ -74,6 +76,10 @@ class TarFiles:
                             f"the tar has more than plain files: {member.name!r:.80}"
                         )
                     folder, _, name = member.name.rpartition("/")
+                    if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+                        raise UnreadableCheckpoint(
+                            f"the tar has a name that no such checkpoint has: {name!r:.80}"
+                        )
                     if name in self._ranges:
                         raise UnreadableCheckpoint(f"the tar has {name!r:.80} twice")
                     self._ranges[name] = member.offset_data, member.size
@@ -123,8 +129,10 @@ class _Reader(io.RawIOBase):
         return True
 
     def read(self, count: int = -1, /) -> bytes:
-        wanted = self._source.size - self._position if count < 0 else count
-        data = self._source.read(self._position, max(wanted, 0))
+        # Only headers are read, and a long one is meant to take memory.
+        if not 0 <= count <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {count} bytes")
+        data = self._source.read(self._position, count)
         self._position += len(data)
         return data
 

@@ -20,7 +20,7 @@ from migrate_ckpt.errors import UnreadableCheckpoint
 from migrate_ckpt.sharded.files import Files, read_whole
 
 SUFFIX = ".index.json"
-MAX_INDEX_BYTES = 1 << 28
+MAX_INDEX_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,9 @@ def index_text(weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> by
 
 def _is_beside(name: object) -> bool:
     """Tell whether something is the name of a file in the same folder: no path may lead elsewhere."""
-    return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return Path(name).name == name and name not in ("", ".", "..")
 
 
 def _unreadable(name: str, what: str) -> UnreadableCheckpoint:

@@ -13,6 +13,7 @@ from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.container import Container, Contents
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.history import History, read_history, remove_history, write_history
+from migrate_ckpt.operations.moves import list_keys
 from migrate_ckpt.sharded.files import Files
 from migrate_ckpt.sharded.index_file import Index, read_index
 
@@ -81,7 +82,7 @@ class ShardedCheckpoint:
         if set(shard.keys) != set(expected):
             odd = sorted(set(shard.keys) ^ set(expected))
             raise UnreadableCheckpoint(
-                f"the shard {shard.name} does not hold what the index says: {', '.join(odd[:3])}"
+                f"the shard {shard.name} does not hold what the index says: {list_keys(odd, 3)}"
             )
         if read_history(shard.contents.value).place is not None:
             raise UnreadableCheckpoint(

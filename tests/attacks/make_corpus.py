@@ -12,10 +12,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.attacks import code, containers, exhaustion, tensors, texts
+from tests.attacks import code, containers, exhaustion, sharded, tensors, texts
 from tests.attacks.attack import Attack
 
-FAMILIES = (code, exhaustion, tensors, containers, texts)
+FAMILIES = (code, exhaustion, tensors, containers, texts, sharded)
 
 
 def attacks(marker: Path) -> list[Attack]:

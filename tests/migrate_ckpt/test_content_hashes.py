@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from migrate_ckpt.drafting import content_hashes
-from migrate_ckpt.drafting.content_hashes import hash_slices, hash_whole, is_constant
+from migrate_ckpt import content_hashes
+from migrate_ckpt.content_hashes import hash_slices, hash_whole, is_constant
 
 DTYPES = [
     torch.bool,
