@@ -83,12 +83,13 @@ def _renames(first: Rename, second: Rename) -> Merged:
     pairs = list(first.pairs)
     rest: list[tuple[KeyPattern, str]] = []
     for old, new in second.pairs:
-        follows = [n for n, (_, given) in enumerate(pairs) if may_meet(given, old)]
+        # All of the second are at once, so each goes on from what the first made.
+        follows = [n for n, (_, given) in enumerate(first.pairs) if may_meet(given, old)]
         if not follows:
             rest.append((old, new))
             continue
         place = follows[0]
-        source, given = pairs[place]
+        source, given = first.pairs[place]
         if len(follows) > 1 or not isinstance(source, str) or not is_same(given, old):
             return None
         pairs[place] = source, renamed_as(new, old, given)

@@ -40,6 +40,7 @@ A_TO_B, B_TO_C = rename("a", "b"), rename("b", "c")
             [rename({"a": "b", "c": "d"}), rename({"b": "c"})],
             [rename({"a": "c", "c": "d"})],
         ),
+        ([rename("b", "a"), rename({"a": "c", "c": "a"})], [rename({"b": "c", "c": "a"})]),
         ([add("a", 1), drop("a")], []),
         ([add("a", 1), A_TO_B], [add("b", 1)]),
         ([transpose("a"), transpose("a")], []),

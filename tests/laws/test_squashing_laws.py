@@ -1,0 +1,105 @@
+"""Laws of squashing: fewer operations make the same of whatever the many run on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from migrate_ckpt.comparison import find_unlike
+from migrate_ckpt.errors import OperationError
+from migrate_ckpt.operations import (
+    Operation,
+    add,
+    cast,
+    concat,
+    drop,
+    drop_value,
+    permute_rows,
+    rename,
+    rename_value,
+    set_value,
+    split,
+    tie,
+    transpose,
+)
+from migrate_ckpt.squashing.merging import merge
+
+KEYS = ["a", "b", "c", "d", "e"]
+NAMES = ["lr", "rate", "eps"]
+
+key = st.sampled_from(KEYS)
+name = st.sampled_from(NAMES)
+two = st.lists(key, min_size=2, max_size=2, unique=True)
+mapping = st.dictionaries(key, key, min_size=1, max_size=3).filter(
+    lambda pairs: len(set(pairs.values())) == len(pairs)
+)
+OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
+    two.map(lambda keys: rename(*keys)),
+    mapping.map(rename),
+    key.map(drop),
+    key.map(lambda k: add(k, 1.0, shape=[2, 2])),
+    key.map(transpose),
+    key.map(lambda k: permute_rows(k, [1, 0])),
+    key.map(lambda k: cast("float64", keys=k)),
+    st.lists(key, min_size=3, max_size=3, unique=True).map(lambda keys: split(keys[0], keys[1:])),
+    st.lists(key, min_size=3, max_size=3, unique=True).map(lambda keys: concat(keys[1:], keys[0])),
+    st.lists(key, min_size=3, max_size=3, unique=True).map(
+        lambda keys: concat(keys[1:], keys[0], sizes=[2, 2])
+    ),
+    two.map(lambda keys: add(keys[0], copy_of=keys[1])),
+    two.map(lambda keys: tie(*keys)),
+    st.tuples(name, name)
+    .filter(lambda names: names[0] != names[1])
+    .map(lambda names: rename_value(f"hyper.{names[0]}", names[1])),
+    name.map(lambda n: drop_value(f"hyper.{n}")),
+    st.tuples(name, st.integers(0, 3)).map(lambda pair: set_value(f"hyper.{pair[0]}", pair[1])),
+)
+
+
+def checkpoint(present: list[str], seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {k: torch.randn(2, 2, generator=generator) for k in present}
+    return {"state_dict": {**weights, "z": torch.ones(1)}, "hyper": {"lr": 0.1, "eps": 2}}
+
+
+def applied(operations: list[Operation], ckpt: Any) -> tuple[list[Operation], Any]:
+    """The operations up to the first that fails, and what they make."""
+    done: list[Operation] = []
+    for operation in operations:
+        try:
+            ckpt = operation(ckpt)
+        except OperationError:
+            break
+        done.append(operation)
+    return done, ckpt
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(OPERATIONS, min_size=1, max_size=10),
+    st.lists(key, unique=True, max_size=4),
+    st.integers(0, 2**16),
+)
+def test_merged_operations_make_the_same(
+    operations: list[Operation], present: list[str], seed: int
+) -> None:
+    ckpt = checkpoint(present, seed)
+    done, by_many = applied(operations, copy.deepcopy(ckpt))
+
+    merged = merge(done)
+
+    fewer, by_few = applied(merged, copy.deepcopy(ckpt))
+    assert fewer == merged
+    assert len(merged) <= len(done)
+    assert find_unlike(by_many, by_few) == []
+
+
+@given(st.lists(OPERATIONS, max_size=10))
+def test_merging_again_changes_nothing(operations: list[Operation]) -> None:
+    merged = merge(operations)
+
+    assert merge(merged) == merged
