@@ -67,7 +67,7 @@ def draft_migration(
     """
     with _opened(Path(old), section) as before, _opened(Path(new), section) as after:
         match = match_tensors(before.tensors, after.tensors)
-        drafted, blocked = compose(match, before.tensors, after.tensors)
+        drafted, undecided = compose(match, before.tensors, after.tensors)
         operations = [d.operation for d in drafted if isinstance(d.operation, StateDictOperation)]
         differing = find_differing(operations, before.tensors, after.tensors)
         around, changes = _around(before, after)
@@ -76,7 +76,7 @@ def draft_migration(
             (*around, *(_in_section(d, place) for d in drafted), *changes.drafted),
             len(match.kept) - len(match.changed),
             all(not t.is_meta for t in (*before.tensors.values(), *after.tensors.values())),
-            undecided=(*match.undecided, *(((a,), (b,)) for a, b in blocked)),
+            undecided=tuple(undecided),
             unknown=tuple(match.unknown),
             changed=tuple(match.changed),
             notes=(*changes.notes, *_other_values(before, after)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from migrate_ckpt.drafting.makings import Making, Part
 from migrate_ckpt.drafting.matching import Match
@@ -46,10 +46,17 @@ class Drafted:
     likely: tuple[str, ...] = ()
 
 
+class Composed(NamedTuple):
+    """What came of a match: the operations, and which became which is left to decide, by the names after them."""
+
+    drafted: list[Drafted]
+    undecided: list[tuple[tuple[str, ...], tuple[str, ...]]]
+
+
 def compose(
     match: Match, old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
-) -> tuple[list[Drafted], list[tuple[str, str]]]:
-    """Return the operations that make a state dict of another, in their order, and renames that cannot be made."""
+) -> Composed:
+    """Return the operations that make a state dict of another, in their order."""
     composer = _Composer(match, old, new)
     composer.drop(match.dropped)
     composer.move_modules()
@@ -58,7 +65,9 @@ def compose(
     composer.join()
     composer.rename()
     composer.put_in()
-    return _doubted_once(composer.drafted), composer.blocked
+    undecided = [(tuple(composer.names(olds)), tuple(news)) for olds, news in match.undecided]
+    undecided += [((old,), (new,)) for old, new in composer.blocked]
+    return Composed(_doubted_once(composer.drafted), undecided)
 
 
 def _doubted_once(drafted: Sequence[Drafted]) -> list[Drafted]:
@@ -117,19 +126,20 @@ class _Composer:
                     if value is not None and part.source not in groups[value]:  # type: ignore[index]
                         groups[value].append(part.source)  # type: ignore[index]
         for dims, sources in by_dims.items():
-            self._in_place(self._names(sources), _permuting(dims))
+            self._in_place(self.names(sources), _permuting(dims))
         for dtype, sources in by_dtype.items():
-            self._cast(dtype, self._names(sources))
+            self._cast(dtype, self.names(sources))
         for shape, sources in by_shape.items():
-            self._in_place(self._names(sources), lambda keys, shape=shape: ReshapeTo(keys, shape))  # type: ignore[misc]
+            self._in_place(self.names(sources), lambda keys, shape=shape: ReshapeTo(keys, shape))  # type: ignore[misc]
 
-    def _names(self, sources: Iterable[str]) -> list[str]:
+    def names(self, sources: Iterable[str]) -> list[str]:
+        """Return what old keys are called by now."""
         return [self._now[source] for source in sources]
 
     def _cast(self, dtype: str, keys: list[str]) -> None:
         everything = Cast(dtype)
         cast = {move.sources[0] for move in everything.moves(self._state)}
-        open_cases = set(self._names(key for olds, _ in self._match.undecided for key in olds))
+        open_cases = set(self.names(key for olds, _ in self._match.undecided for key in olds))
         if set(keys) <= cast and cast - set(keys) <= open_cases:
             self._apply(everything)
             return

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from migrate_ckpt.drafting.composing import Drafted
-from migrate_ckpt.python_text import import_lines, lay_out
+from migrate_ckpt.python_text import LINE_LENGTH, import_lines, lay_out
+
+MAX_LISTED = 20
+"""How many keys that are left to decide are written into a file for one question."""
 
 Group = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -21,7 +25,8 @@ class Draft:
         drafted: The operations in their order.
         kept: How many tensors have the same name and content in both, or the same form where no content is known.
         has_content: Whether there was content to compare, and not manifests only.
-        undecided: Groups of old keys and new ones of which nobody can tell which became which.
+        undecided: Groups of old keys, as they are called after the operations, and new ones, of which nobody can tell
+            which became which.
         unknown: New keys that nothing old makes, and that are not one number.
         changed: Keys whose content is another one, as after more training.
         notes: What else is not written, a sentence each.
@@ -86,8 +91,8 @@ class Draft:
             yield ""
             yield "TODO: which of these became which cannot be told:"
             for olds, news in self.undecided:
-                yield f"  {', '.join(olds)}"
-                yield f"  -> {', '.join(news)}"
+                yield from _listed("  ", olds)
+                yield from _listed("  -> ", news)
         if self.unknown:
             yield ""
             yield "TODO: nothing old makes these; `add` puts them in:"
@@ -108,6 +113,14 @@ class Draft:
             "notes": list(self.notes),
             "differing": list(self.differing),
         }
+
+
+def _listed(start: str, keys: Sequence[str]) -> Iterator[str]:
+    """Yield keys in lines, the first of very many."""
+    more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
+    text = start + ", ".join(keys[:MAX_LISTED]) + more
+    options = {"subsequent_indent": "     ", "break_long_words": False, "break_on_hyphens": False}
+    yield from textwrap.wrap(text, LINE_LENGTH - 2, **options)  # type: ignore[arg-type]
 
 
 def _doubt(each: Drafted) -> Iterator[str]:

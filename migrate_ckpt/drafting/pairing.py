@@ -58,7 +58,7 @@ class _Pairing:
         old, new = _by_module(self._old), _by_module(self._new)
         # The innermost modules know best, and what they tell may say more of others.
         depths = sorted({len(module) for module in modules}, reverse=True)
-        for find in (_of_one_name, self._children):
+        for find in (_of_one_name, self._children, _of_one_form):
             for depth in depths:
                 found = [
                     ((*old_module, *rest), (*new_module, *new_rest))
@@ -70,8 +70,11 @@ class _Pairing:
                     self._pair(*pair)
                 if found:
                     return True
-        assumed = [self._assume_only_child(pair, old, new) for pair in modules.items()]
-        return any(assumed)
+        lists = [self._assume_lists(pair, old, new) for pair in modules.items()]
+        if any(lists):
+            return True
+        only = [self._assume_only_child(pair, old, new) for pair in modules.items()]
+        return any(only)
 
     def _modules(self) -> dict[Names, Names]:
         modules = _modules(self._known)
@@ -87,6 +90,29 @@ class _Pairing:
             return False
         self._assumed[old] = new
         return True
+
+    def _assume_lists(
+        self,
+        pair: tuple[Names, Names],
+        old: Mapping[Names, _Below],
+        new: Mapping[Names, _Below],
+    ) -> bool:
+        """Assume of two lists of layers, which alone are as long as each other, that they are one, in their order."""
+        if not self._counts_layers:
+            return False
+        olds, news = (
+            _lists(below.get(module, {})) for below, module in zip((old, new), pair, strict=True)
+        )
+        assumed = False
+        for count, names in olds.items():
+            others = news.get(count, [])
+            if len(names) == len(others) == 1:
+                (before, numbers), (after, new_numbers) = names[0], others[0]
+                for number, new_number in zip(numbers, new_numbers, strict=True):
+                    assumed |= self._assume(
+                        (*pair[0], *before, number), (*pair[1], *after, new_number)
+                    )
+        return assumed
 
     def _assume_only_child(
         self,
@@ -177,6 +203,40 @@ def _of_one_name(old: _Below, new: _Below) -> Iterator[tuple[Names, Names]]:
         is_same_layer = layers == others or rest[0] not in layers
         if is_same_layer and rest in new and new[rest] == label:
             yield rest, rest
+
+
+def _of_one_form(old: _Below, new: _Below) -> Iterator[tuple[Names, Names]]:
+    """Yield the parameters of modules, however deep, of which one alone on either side has such parameters."""
+    olds, news = _by_parameters(old), _by_parameters(new)
+    for form, modules in olds.items():
+        others = news.get(form, [])
+        if len(modules) == len(others) == 1 and modules[0] and others[0]:
+            for name, _ in form:
+                yield (*modules[0], name), (*others[0], name)
+
+
+def _by_parameters(below: _Below) -> dict[frozenset[tuple[str, Hashable]], list[Names]]:
+    own: dict[Names, dict[str, Hashable]] = defaultdict(dict)
+    for rest, label in below.items():
+        own[rest[:-1]][rest[-1]] = label
+    forms: dict[frozenset[tuple[str, Hashable]], list[Names]] = defaultdict(list)
+    for module, parameters in own.items():
+        forms[frozenset(parameters.items())].append(module)
+    return forms
+
+
+def _lists(below: _Below) -> dict[int, list[tuple[Names, list[str]]]]:
+    """Return the outermost lists of layers below a module by their lengths: the path of each, and its numbers."""
+    numbers: dict[Names, set[str]] = defaultdict(set)
+    for rest in below:
+        places = [place for place, name in enumerate(rest) if name.isdecimal()]
+        if places:
+            numbers[rest[: places[0]]].add(rest[places[0]])
+    lists: dict[int, list[tuple[Names, list[str]]]] = defaultdict(list)
+    for path, found in numbers.items():
+        if len(found) > 1:
+            lists[len(found)].append((path, sorted(found, key=_number)))
+    return lists
 
 
 def _layers(below: _Below) -> set[str]:

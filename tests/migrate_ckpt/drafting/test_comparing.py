@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
@@ -76,6 +77,34 @@ def test_layers_of_manifests_are_paired_in_their_order(tmp_path: Path) -> None:
         "reindex('blocks.{i}', shift=-1)",
         "rename('blocks.{i}.{kind}', 'layers.{i}.{kind}')",
     ]
+
+
+def test_lists_of_layers_at_other_depths_are_found_by_their_length(tmp_path: Path) -> None:
+    shapes = {"attn.q": [4, 4], "attn.k": [4, 4], "mlp.up": [8, 4], "mlp.down": [4, 8]}
+    names = {"attn.q": "query", "attn.k": "key", "mlp.up": "ff.0", "mlp.down": "ff.2"}
+    for name, start, of in (
+        ("old", "encoder.layer", lambda key: key),
+        ("new", "blocks", names.__getitem__),
+    ):
+        tensors = {
+            f"{start}.{n}.{of(key)}.weight": {"dtype": "float32", "shape": shape}  # type: ignore[operator]
+            for n in range(3)
+            for key, shape in shapes.items()
+        }
+        text = json.dumps({"manifest": 1, "tensors": tensors})
+        (tmp_path / f"{name}.json").write_text(text)
+
+    draft = draft_migration(tmp_path / "old.json", tmp_path / "new.json")
+
+    assert written(draft) == [
+        "strip_prefix('encoder')",
+        "rename('layer.{i}.mlp.up.weight', 'blocks.{i}.ff.0.weight')",
+        "rename('layer.{i}.mlp.down.weight', 'blocks.{i}.ff.2.weight')",
+    ]
+    [(olds, news)] = draft.undecided
+    assert len(olds) == len(news) == 6
+    assert olds[0] == "layer.0.attn.q.weight"
+    assert max(map(len, draft.source("X", ("a", "b")).splitlines())) <= 100
 
 
 def test_manifest_with_an_open_size_is_refused(tmp_path: Path) -> None:
