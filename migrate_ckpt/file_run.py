@@ -199,9 +199,15 @@ def plan_contents(contents: Contents, migrations: MigrationSet, options: RunOpti
     """Plan a set for what a file holds. What is no mapping has no history: its first migration may turn it into one."""
     refuse_globals(contents, options.allowed_globals)
     value = contents.value
+    history = read_history(value) if isinstance(value, Mapping) else History()
+    return plan_history(history, migrations, options)
+
+
+def plan_history(history: History, migrations: MigrationSet, options: RunOptions) -> Plan:
+    """Plan a set for a history."""
     return make_plan(
         migrations.files,
-        read_history(value) if isinstance(value, Mapping) else History(),
+        history,
         set_name=migrations.name,
         set_digest=migrations.digest,
         to=options.to,

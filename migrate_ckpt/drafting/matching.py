@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from migrate_ckpt.content_hashes import hash_whole, is_constant
+from migrate_ckpt.drafting.contents import Content, Tensors
 from migrate_ckpt.drafting.makings import Certainty, Making, View
-from migrate_ckpt.drafting.pairing import pair_names, shared_beginning
+from migrate_ckpt.drafting.pairing import pair_names
 from migrate_ckpt.drafting.row_runs import find_in_rows
-from migrate_ckpt.operations.moves import identity
+from migrate_ckpt.drafting.siblings import around, connected, module_of, sibling
 from migrate_ckpt.operations.tensor_actions import have_equal_bits
 
 if TYPE_CHECKING:
     import torch
 
 MAX_PERMUTED_DIMS = 5
-
-Tensors = Mapping[str, "torch.Tensor"]
 
 
 @dataclass
@@ -67,33 +65,10 @@ def match_tensors(old: Tensors, new: Tensors) -> Match:
     return matcher.match
 
 
-class _Content:
-    """The content of one side's tensors, each looked at once, as far as it is asked for."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self._tensors = tensors
-        self._hashes: dict[Hashable, int] = {}
-        self._constant: dict[Hashable, bool] = {}
-
-    def hash_of(self, key: str, view: View) -> int:
-        tensor = self._tensors[key]
-        asked = (identity(tensor), view)
-        if asked not in self._hashes:
-            self._hashes[asked] = hash_whole(view.of(tensor))
-        return self._hashes[asked]
-
-    def is_telling(self, key: str) -> bool:
-        """Tell whether the content is more than one number, which many others may be, too."""
-        asked = identity(self._tensors[key])
-        if asked not in self._constant:
-            self._constant[asked] = is_constant(self._tensors[key])
-        return not self._constant[asked]
-
-
 class _Matcher:
     def __init__(self, old: Tensors, new: Tensors) -> None:
         self._old, self._new = old, new
-        self._old_content, self._new_content = _Content(old), _Content(new)
+        self._old_content, self._new_content = Content(old), Content(new)
         self._old_left, self._new_left = dict.fromkeys(old), dict.fromkeys(new)
         self.has_content = not any(t.is_meta for side in (old, new) for t in side.values())
         self.match = Match()
@@ -186,9 +161,9 @@ class _Matcher:
 
     def _match_siblings(self) -> None:
         """Let biases go the way of their weights, if that gives what is there."""
-        for group in _connected(list(self.match.makings.values())):
+        for group in connected(list(self.match.makings.values())):
             for leaf in self._leaves_beside(group):
-                siblings = [_sibling(making, leaf) for making in group]
+                siblings = [sibling(making, leaf) for making in group]
                 if all(
                     making is not None and self._fits(making, beside)
                     for making, beside in zip(siblings, group, strict=True)
@@ -199,10 +174,10 @@ class _Matcher:
 
     def _leaves_beside(self, group: list[Making]) -> list[str]:
         """Return the last names that all modules of a group have left."""
-        olds = {_module(source) for making in group for source in making.sources}
-        news = {_module(making.target) for making in group}
+        olds = {module_of(source) for making in group for source in making.sources}
+        news = {module_of(making.target) for making in group}
         leaves: list[set[str]] = [
-            {key[len(module) :] for key in left if _module(key) == module}
+            {key[len(module) :] for key in left if module_of(key) == module}
             for modules, left in ((olds, self._old_left), (news, self._new_left))
             for module in modules
         ]
@@ -245,9 +220,9 @@ class _Matcher:
         known = [(key, key) for key in self.match.kept]
         makings = list(self.match.makings.values())
         known += [(m.sources[0], m.target) for m in makings if m.is_whole]
-        for group in _connected(makings):
+        for group in connected(makings):
             sources = list(dict.fromkeys(source for m in group for source in m.sources))
-            known += _around(sources, [making.target for making in group])
+            known += around(sources, [making.target for making in group])
         return known
 
     def keep_forms(self) -> None:
@@ -337,7 +312,7 @@ class _Matcher:
             self._old_left.pop(source, None)
 
     def _by_label(
-        self, left: Mapping[str, None], tensors: Tensors, content: _Content
+        self, left: Mapping[str, None], tensors: Tensors, content: Content
     ) -> dict[Hashable, list[str]]:
         labels: dict[Hashable, list[str]] = defaultdict(list)
         for key in left:
@@ -403,50 +378,3 @@ def _have_one_form(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _module(key: str) -> str:
-    """Return the name of the module with the dot behind it."""
-    return key[: key.rfind(".") + 1]
-
-
-def _around(sources: Sequence[str], targets: Sequence[str]) -> list[tuple[str, str]]:
-    """Return a pair of keys whose modules are those around what was cut or joined, if one side has several."""
-    if len(sources) > 1 and len(targets) > 1:
-        return []
-    many, one = (sources, targets[0]) if len(sources) > 1 else (targets, sources[0])
-    split = [key.split(".") for key in many]
-    around = shared_beginning(split)
-    below = len(split[0]) - len(around) if split[0][-1] == one.split(".")[-1] else 1
-    module = one.split(".")[:-below]
-    known = ".".join([*around, "x"]), ".".join([*module, "x"])
-    return [known if many is sources else (known[1], known[0])]
-
-
-def _sibling(making: Making, leaf: str) -> Making | None:
-    """Return the same for another parameter of the modules, a vector of their rows."""
-    if making.kind != "joined" or making.padding or making.is_whole:
-        return None
-
-    def beside(key: str) -> str:
-        return _module(key) + leaf
-
-    parts = tuple(replace(part, source=beside(part.source), view=View()) for part in making.parts)
-    return Making(beside(making.target), parts, order=making.order, certainty="likely")
-
-
-def _connected(makings: Iterable[Making]) -> list[list[Making]]:
-    """Return the groups of makings that share a source, of those that are more than a name."""
-    groups: list[list[Making]] = []
-    by_source: dict[str, list[Making]] = {}
-    for making in makings:
-        if making.is_whole and not making.order:
-            continue
-        joined = {id(by_source[s]): by_source[s] for s in making.sources if s in by_source}
-        group = [making, *itertools.chain.from_iterable(joined.values())]
-        groups = [g for g in groups if id(g) not in joined]
-        groups.append(group)
-        for member in group:
-            for source in member.sources:
-                by_source[source] = group
-    return groups

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tarfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Any
 
 from migrate_ckpt.formats.pieces import Pieces, Range, replace_file
 from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.history import History
 from migrate_ckpt.report import Report
 from migrate_ckpt.sharded.files import TarFiles
 
@@ -121,3 +124,9 @@ def in_memory(pieces: Iterable[Any], source: FileSource | None) -> Pieces:
         else:
             made.add_bytes(piece)
     return made
+
+
+def tag_of(history: History) -> str:
+    """Return what tells the files of one state of a checkpoint from those of another."""
+    records = [[record.name, record.set, record.digest] for record in history.records]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:8]

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from migrate_ckpt.errors import UnwritableCheckpoint
-from migrate_ckpt.file_run import RunOptions
+from migrate_ckpt.file_run import RunOptions, plan_history
 from migrate_ckpt.folder import MigrationSet
 from migrate_ckpt.formats.allowed_globals import refuse_globals
 from migrate_ckpt.formats.container import Container, Contents
 from migrate_ckpt.formats.conversion import lay_out_as
 from migrate_ckpt.formats.pieces import Pieces, whole
 from migrate_ckpt.formats.verification import Verification
-from migrate_ckpt.history import History, remove_history, write_history
+from migrate_ckpt.history import History, read_history, remove_history, write_history
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.operations.moves import identity
@@ -29,8 +29,7 @@ from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.files import Files
 from migrate_ckpt.sharded.index_file import index_text
-from migrate_ckpt.sharded.new_set import NewFile, NewSet
-from migrate_ckpt.sharded.planning import plan_ckpt, tag_of
+from migrate_ckpt.sharded.new_set import NewFile, NewSet, tag_of
 from migrate_ckpt.sharded.shards import Shard, ShardedCheckpoint, open_sharded, take_history
 from migrate_ckpt.verifying import refuse_unmet
 
@@ -51,7 +50,7 @@ class ShardedKind:
         with open_sharded(self._files, self._name) as opened:
             opened.read(OutlineTensors)
             _refuse_globals(opened, options)
-            return plan_ckpt(opened.ckpt, migrations, options)
+            return plan_history(read_history(opened.ckpt), migrations, options)
 
     def read(self, builder_of: Callable[[Container], Any]) -> Any:
         """Return the state dict; its tensors keep the files open that they are mapped from."""
@@ -109,7 +108,7 @@ def _run(
 ) -> NewSet:
     _refuse_globals(opened, options)
     shards_of = _shards_of(opened)
-    plan = plan_ckpt(opened.ckpt, migrations, options)
+    plan = plan_history(read_history(opened.ckpt), migrations, options)
     ckpt: Any = opened.ckpt
     report = Report(plan, warnings=plan.warnings)
     if plan.has_work:

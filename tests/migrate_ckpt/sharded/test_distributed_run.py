@@ -25,7 +25,7 @@ from migrate_ckpt import (
     read_set,
 )
 from migrate_ckpt.cli import main
-from migrate_ckpt.sharded import distributed_run
+from migrate_ckpt.sharded import distributed_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -83,7 +83,7 @@ def test_renaming_reads_and_writes_no_tensor(
     def refuse(*_: object) -> None:
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(distributed_run.DistributedCheckpoint, "_assembled", refuse)
+    monkeypatch.setattr(distributed_checkpoint.DistributedCheckpoint, "_assembled", refuse)
     data = (folder / DATA_FILE).read_bytes()
 
     report = migrate_file(folder, folder, folder=migrations(RENAME))
