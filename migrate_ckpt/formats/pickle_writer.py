@@ -16,7 +16,6 @@ import _pickle
 import copyreg
 import io
 import pickle
-import re
 import secrets
 import struct
 import sys
@@ -37,7 +36,6 @@ from migrate_ckpt.formats.storages import StorageHandle
 
 FRAMES_PER_LEVEL = 12
 
-_SET = re.compile(rb"c(__builtin__|builtins)\n(frozen)?set\n")
 _MIGRATIONS_PREFIX = "_migrate_ckpt_"
 
 # Of the index of a placeholder: in a name, and in a number.
@@ -73,22 +71,24 @@ def write_pickle(value: Any, reducer: TensorReducer, protocol: int = 2) -> bytes
     """
     try:
         data = _write_by_placeholders(value, reducer, protocol) if protocol < 4 else None
-        # The C pickler writes a set in the order of its hashes, which differs from process to process. The other one
-        # is asked before it does; a file with text that looks like a set costs only the time.
-        if data is None or (b"builtin" in data and _SET.search(data)):
-            data = _write_in_python(value, reducer, protocol)
-        return data
+        return _write_in_python(value, reducer, protocol) if data is None else data
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise UnwritableCheckpoint(f"the migrated checkpoint cannot be written: {error}") from error
 
 
-def _write_by_placeholders(value: Any, reducer: TensorReducer, protocol: int) -> bytes:
+def _write_by_placeholders(value: Any, reducer: TensorReducer, protocol: int) -> bytes | None:
+    """None where the value holds a set.
+
+    The C pickler writes its members in the order of their hashes, which differs from process to process.
+    """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, protocol, reducer)
     try:
         pickler.dump(value)
     finally:
         pickler.placeholders.withdraw()
+    if pickler.has_set:
+        return None
     data = buffer.getvalue()
     if pickler.placeholders.is_empty:
         return data
@@ -149,12 +149,19 @@ class _Pickler(_Reduces, _pickle.Pickler):
 
     def __init__(self, buffer: io.BytesIO, protocol: int, reducer: TensorReducer) -> None:
         self.placeholders = _Placeholders()
+        self.has_set = False
         super().__init__(buffer, protocol, reducer)
+        self._reducers[type] = self._reduce_class
 
     def placeholder(self, obj: Any, written: Written) -> Any:
         if type(written) is PlainTensor:
             return self.placeholders.add_tensor(written)
         return self.placeholders.add(obj, written)
+
+    def _reduce_class(self, found: type) -> Any:
+        """A set is the call of its class, which is asked for like any other."""
+        self.has_set |= found in (set, frozenset)
+        return _refuse_unimportable(found)
 
 
 # The pickler in Python has no type stubs, for its name says that it is private; it has been there since Python 3.0.
