@@ -72,8 +72,9 @@ def _find_model(ckpt: Any) -> Path:
     if _is_flat(ckpt):
         return ()
     raise SectionNotFound(
-        f"The checkpoint has no state dict under {', '.join(MODEL_SECTIONS)} and is none itself. "
-        f"Say where it stands, as in section='ema'; there is: {_listed(ckpt)}.",
+        "The checkpoint has no state dict, a mapping that holds tensors, under "
+        f"{', '.join(MODEL_SECTIONS)} and is none itself. Say where it stands, as in "
+        f"section='ema'; there is: {_listed(ckpt)}.",
         keys=MODEL_SECTIONS,
     )
 

@@ -293,7 +293,7 @@ def test_several_sections_are_changed_at_once_and_a_shared_one_once() -> None:
 @pytest.mark.parametrize(
     ("ckpt", "section", "message"),
     [
-        ({"epoch": 1}, None, "has no state dict under state_dict, model"),
+        ({"epoch": 1}, None, "a mapping that holds tensors, under state_dict, model"),
         (
             {"model": {"a": torch.ones(1)}, "state_dict": {"a": torch.ones(1)}},
             None,
