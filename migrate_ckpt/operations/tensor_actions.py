@@ -10,6 +10,7 @@ from migrate_ckpt.absent import is_absent, note_read
 from migrate_ckpt.errors import NotInvertible, OperationError
 from migrate_ckpt.operations.moves import KEEP, Action
 from migrate_ckpt.operations.sections import is_tensor
+from migrate_ckpt.operations.shapes_alone import join
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +67,6 @@ class ConcatTensors:
     reads = True
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-        import torch
-
         tensors = [dense(value) for value in values]
         lengths = [length_of(tensor, self.dim) for tensor in tensors]
         rest = {(_without(tensor, self.dim), tensor.dtype) for tensor in tensors}
@@ -81,7 +80,7 @@ class ConcatTensors:
             raise OperationError(
                 f"they have {lengths} along dimension {self.dim}, and the sizes say {list(self.sizes)}."
             )
-        return [of_kind(kind_of(tensors[0]), torch.cat([t.detach() for t in tensors], self.dim))]
+        return [of_kind(kind_of(tensors[0]), join([t.detach() for t in tensors], self.dim))]
 
     def inverse(self, values: Sequence[Any]) -> Action:
         tensors = [dense(value) for value in values]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from migrate_ckpt.errors import NotInvertible, OperationError
 from migrate_ckpt.operations.moves import Action
+from migrate_ckpt.operations.shapes_alone import join, scale, stack
 from migrate_ckpt.operations.tensor_actions import (
     Kind,
     dense,
@@ -161,7 +162,7 @@ class PadRows:
         shape[self.dim] = self.count
         rows = torch.full(shape, self.value, dtype=tensor.dtype, device=tensor.device)
         parts = [rows, tensor.detach()] if self.is_before else [tensor.detach(), rows]
-        return [of_kind(kind_of(tensor), torch.cat(parts, self.dim))]
+        return [of_kind(kind_of(tensor), join(parts, self.dim))]
 
     def inverse(self, values: Sequence[Any]) -> Action:
         length = length_of(dense(values[0]), self.dim)
@@ -206,7 +207,6 @@ class StackTensors:
     reads = True
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-        import torch
 
         tensors = [dense(value) for value in values]
         if len({(tuple(tensor.shape), tensor.dtype) for tensor in tensors}) > 1:
@@ -217,7 +217,7 @@ class StackTensors:
             raise OperationError(
                 f"tensors of shape {shape} have no place for a dimension {self.dim}."
             )
-        made = torch.stack([tensor.detach() for tensor in tensors], self.dim)
+        made = stack([tensor.detach() for tensor in tensors], self.dim)
         return [of_kind(kind_of(tensors[0]), made)]
 
     def inverse(self, values: Sequence[Any]) -> Action:
@@ -330,7 +330,6 @@ class MergeHeads:
     reads = True
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-        import torch
 
         tensors = [dense(value) for value in values]
         rest = tensors[0].shape[1:]
@@ -353,9 +352,9 @@ class MergeHeads:
                 key.reshape(heads.key_value, 1, rows, *rest),
                 value.reshape(heads.key_value, 1, rows, *rest),
             ]
-            made = torch.cat(parts, 1).reshape(-1, *rest)
+            made = join(parts, 1).reshape(-1, *rest)
         else:
-            made = torch.cat([query, key, value])
+            made = join([query, key, value], 0)
         return [of_kind(kind_of(tensors[0]), made)]
 
     def inverse(self, values: Sequence[Any]) -> Action:
@@ -377,8 +376,7 @@ class ScaleTensor:
         tensor = dense(values[0])
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise OperationError(f"a tensor of {name_of(tensor.dtype)} is not scaled.")
-        made = tensor.detach() * self.factor
-        return [_made(tensor, made + self.shift if self.shift else made)]
+        return [_made(tensor, scale(tensor.detach(), self.factor, self.shift))]
 
     def inverse(self, values: Sequence[Any]) -> Action:
         raise NotInvertible("scaled values are rounded, so those of before cannot be had exactly.")
