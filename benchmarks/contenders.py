@@ -2,8 +2,7 @@
 
     python benchmarks/contenders.py NAME OLD NEW SET
 
-Each is a generator: what is before its `yield` is set-up and not on the clock, what comes after is
-measured. The process says `ready` in between, waits for a line, and ends with the seconds it took.
+`contender_process.py` says what of them is measured.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ import copy
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from contender_process import work
 
 if TYPE_CHECKING:
     from migrate_ckpt import CkptType, Migration
@@ -131,13 +131,7 @@ def apply_to_copies(ckpt: CkptType, migrations: list[Migration]) -> CkptType:
 
 def main() -> None:
     name, old, new, set_name = sys.argv[1:]
-    steps = CONTENDERS[name](Path(old), Path(new), set_name)
-    next(steps)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    started = time.perf_counter()
-    next(steps, None)
-    print(time.perf_counter() - started)
+    work(CONTENDERS[name](Path(old), Path(new), set_name))
 
 
 if __name__ == "__main__":

@@ -2,24 +2,21 @@
 
     make bench BENCH="draft --sizes 1GB 10GB --rounds 3"
 
-The new checkpoint has the old one's tensors under other names, three of each four joined in one. Each run is a process
-of its own, which is ready before the clock starts; memory is taken in a round of its own.
+The new checkpoint has the old one's tensors under other names, three of each four joined in one. Memory is taken in
+a round of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from memory import Peak, held_bytes
+from contender_process import peak_of, seconds_of, work
 
 LAYERS = 16
 LABELS = {
@@ -97,37 +94,13 @@ def measure_all(options: argparse.Namespace, folder: Path) -> None:
     for size in options.sizes:
         _run("make", old, new, size)
         names = options.contenders
-        peaks = {name: peak_of(name, old, new) for name in names}
+        commands = {name: (__file__, "run", name, old, new) for name in names}
+        peaks = {name: peak_of(command) for name, command in commands.items()}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(options.rounds):
-            for name in names:
-                with ready(name, old, new) as process:
-                    seconds[name].append(float(process.communicate("go\n")[0]))
+            for name, command in commands.items():
+                seconds[name].append(seconds_of(command))
         print_table(size, seconds, peaks)
-
-
-def peak_of(name: str, old: Path, new: Path) -> int:
-    """The most bytes of memory that a contender held above what it held before it began."""
-    with ready(name, old, new) as process:
-        before = held_bytes(process.pid)
-        with Peak(process.pid) as peak:
-            process.communicate("go\n")
-    return max(0, peak.bytes - before)
-
-
-@contextlib.contextmanager
-def ready(name: str, old: Path, new: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has done all but the work. Raises CalledProcessError when it fails."""
-    os.sync()
-    command = [sys.executable, __file__, "run", name, old, new]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        if process.stdout.readline():
-            yield process
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def print_table(size: int, seconds: dict[str, list[float]], peaks: dict[str, int]) -> None:
@@ -143,14 +116,8 @@ def print_table(size: int, seconds: dict[str, list[float]], peaks: dict[str, int
         )
 
 
-def work(name: str, old: str, new: str) -> None:
-    steps = CONTENDERS[name](Path(old), Path(new))
-    next(steps)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    started = time.perf_counter()
-    next(steps, None)
-    print(time.perf_counter() - started)
+def run(name: str, old: str, new: str) -> None:
+    work(CONTENDERS[name](Path(old), Path(new)))
 
 
 def _run(*arguments: object) -> None:
@@ -158,4 +125,4 @@ def _run(*arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    {"make": make, "run": work}[sys.argv[1]](*sys.argv[2:])
+    {"make": make, "run": run}[sys.argv[1]](*sys.argv[2:])

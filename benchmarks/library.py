@@ -10,18 +10,13 @@ and the result checked, in a round of its own. `contenders.py` says who they are
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoints
-from memory import Peak, held_bytes
+from contender_process import peak_of, seconds_of
 
 PROGRAM = Path(__file__).with_name("contenders.py")
 
@@ -100,35 +95,21 @@ class Runner:
 
     def peak_and_check(self, name: str) -> int:
         """The most bytes of memory that it held above what it held before it began."""
-        with self._ready(name) as process:
-            before = held_bytes(process.pid)
-            with Peak(process.pid) as peak:
-                process.communicate("go\n")
+        peak = peak_of(self._command(name))
         if name != "copy_file":
             checkpoints.check(self._source, self._target, self._case.set_name)
-        return max(0, peak.bytes - before)
+        return peak
 
     def time(self, name: str) -> Timing:
+        command = self._command(name)
         started = time.perf_counter()
-        with self._ready(name) as process:
-            work, _ = process.communicate("go\n")
-        return Timing(float(work), time.perf_counter() - started)
+        work = seconds_of(command)
+        return Timing(work, time.perf_counter() - started)
 
-    @contextlib.contextmanager
-    def _ready(self, name: str) -> Iterator[subprocess.Popen[str]]:
-        """A process that has done all but the work. Raises CalledProcessError when it fails."""
+    def _command(self, name: str) -> list[object]:
+        """What runs a contender, whose target is not there yet."""
         self._target.unlink(missing_ok=True)
-        # What the one before left to be flushed is not this one's to wait for.
-        os.sync()
-        command = [sys.executable, PROGRAM, name, self._source, self._target, self._case.set_name]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            if process.stdout.readline():
-                yield process
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
+        return [PROGRAM, name, self._source, self._target, self._case.set_name]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
