@@ -108,7 +108,8 @@ def _is_state_dict(value: Any) -> bool:
 def _is_flat(ckpt: Any) -> bool:
     if not isinstance(ckpt, MutableMapping):
         return False
-    values = [ckpt[key] for key in own_keys(ckpt)]
+    # Extra state of a module may be anything (torch.nn.Module.get_extra_state).
+    values = [ckpt[key] for key in own_keys(ckpt) if not key.endswith("_extra_state")]
     return any(map(is_tensor, values)) and not any(isinstance(v, Mapping) for v in values)
 
 

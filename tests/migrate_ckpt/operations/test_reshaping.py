@@ -263,6 +263,7 @@ def test_existing_key_is_replaced_by_none() -> None:
     [
         ({"model_state_dict": {"w": torch.ones(1)}, "epoch": 1}, None, ["model_state_dict"]),
         ({"w": torch.ones(1), "step": 3}, None, []),
+        ({"w": torch.ones(1), "head._extra_state": {"version": 2}}, None, []),
         ({"a": {"b.c": {"w": torch.ones(1)}}}, ("a", "b.c"), ["a", "b.c"]),
         (
             {"state_dict": {}, "ema": {"params": {"w": torch.ones(1)}}},
@@ -270,7 +271,7 @@ def test_existing_key_is_replaced_by_none() -> None:
             ["ema", "params"],
         ),
     ],
-    ids=["usual name", "flat", "tuple", "path"],
+    ids=["usual name", "flat", "flat with extra state", "tuple", "path"],
 )
 def test_section_is_found(ckpt: dict[str, object], section: object, expected: list[str]) -> None:
     cast("float16", section=section)(ckpt)  # type: ignore[arg-type]
