@@ -7,6 +7,8 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from migrate_ckpt.outline import printable
+
 LINE_LENGTH = 100
 _INDENT = 4
 
@@ -69,3 +71,8 @@ def import_lines(verbs: Sequence[str]) -> Iterator[str]:
     yield "from migrate_ckpt.operations import ("
     yield from (f"    {verb}," for verb in verbs)
     yield ")"
+
+
+def in_docstring(text: str) -> str:
+    """Return a text as it is written between three double quotes, on one line."""
+    return printable(text).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')

@@ -19,7 +19,7 @@ def describe_draft(path: Path | None, draft: Draft) -> Iterator[Line]:
     else:
         yield Line(f"{shown(path)}: {_counted(len(draft.drafted), 'operation')}, {kept}")
     if draft.is_proved:
-        yield Line("  proved: they make NEW of OLD, bit by bit", "green")
+        yield Line("  proved: they make NEW's state dict of OLD's, bit by bit", "green")
     for text, style in _doubts(draft):
         yield Line(f"  {printable(text)}", style)
     if path is not None and not draft.is_complete:

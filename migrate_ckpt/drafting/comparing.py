@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from migrate_ckpt.drafting.braces import Group, has_brace
 from migrate_ckpt.drafting.composing import Drafted, compose
 from migrate_ckpt.drafting.draft import Draft
 from migrate_ckpt.drafting.matching import match_tensors
+from migrate_ckpt.drafting.others import UNKNOWN, is_dense, label_of, pair_others
 from migrate_ckpt.drafting.proof import find_differing
 from migrate_ckpt.drafting.values import ValueChanges, compare_values
 from migrate_ckpt.errors import InvalidManifest
@@ -19,9 +21,10 @@ from migrate_ckpt.file_run import as_checkpoint, read_tensors
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.manifest import Manifest, read_manifest
+from migrate_ckpt.operations.moves import list_keys
 from migrate_ckpt.operations.paths import Path as KeyPath
-from migrate_ckpt.operations.paths import PathLike, to_path
-from migrate_ckpt.operations.sections import find_sections, is_tensor, own_keys, to_sections
+from migrate_ckpt.operations.paths import PathLike, show_path, to_path
+from migrate_ckpt.operations.sections import find_sections, own_keys, to_sections
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
 from migrate_ckpt.operations.values import Move, RenameValue
 from migrate_ckpt.sharded.index_file import SUFFIX
@@ -33,12 +36,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One of two things that are compared: its dense tensors by key, and what else there is, if it is a checkpoint."""
+    """One of two things that are compared: its dense tensors by key, its other values, and all of it, if it is a file.
+
+    Attributes:
+        tensors: The dense tensors of the state dict.
+        others: What else is in it; UNKNOWN where only the name is known.
+        ckpt: The checkpoint.
+        path: Where the state dict stands in it.
+    """
 
     tensors: Mapping[str, torch.Tensor]
+    others: Mapping[str, Any]
     ckpt: Any = None
     path: KeyPath | None = None
-    values: frozenset[str] = frozenset()
+
+    @property
+    def has_content(self) -> bool:
+        is_known = not any(value is UNKNOWN for value in self.others.values())
+        return is_known and not any(tensor.is_meta for tensor in self.tensors.values())
+
+    @property
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.tensors, **self.others}
 
 
 def draft_migration(
@@ -66,20 +85,24 @@ def draft_migration(
         SectionNotFound: One has no such section; or which is the model's is not to be told.
     """
     with _opened(Path(old), section) as before, _opened(Path(new), section) as after:
+        has_content = before.has_content and after.has_content
         match = match_tensors(before.tensors, after.tensors)
-        drafted, undecided = compose(match, before.tensors, after.tensors)
+        unknown = pair_others(
+            match, *(_labels(side.others, has_content) for side in (before, after))
+        )
+        drafted, undecided = compose(match, before.state_dict, after.state_dict)
         operations = [d.operation for d in drafted if isinstance(d.operation, StateDictOperation)]
-        differing = find_differing(operations, before.tensors, after.tensors)
+        differing = find_differing(operations, before.state_dict, after.state_dict)
         around, changes = _around(before, after)
         place = () if section is None else to_path(section)
         return Draft(
             (*around, *(_in_section(d, place) for d in drafted), *changes.drafted),
             len(match.kept) - len(match.changed),
-            all(not t.is_meta for t in (*before.tensors.values(), *after.tensors.values())),
+            has_content,
             undecided=tuple(undecided),
             unknown=tuple(match.unknown),
             changed=tuple(match.changed),
-            notes=(*changes.notes, *_other_values(before, after)),
+            notes=(*_notes(before, after, unknown, undecided), *changes.notes),
             differing=tuple(differing),
         )
 
@@ -102,9 +125,9 @@ def _opened(path: Path, section: PathLike | None) -> Iterator[_Side]:
 
 def _of_ckpt(ckpt: Any, section: PathLike | None) -> _Side:
     ((place, state_dict),) = find_sections(ckpt, to_sections(section))
-    dense = {key: state_dict[key] for key in own_keys(state_dict) if _is_dense(state_dict[key])}
-    others = frozenset(key for key in own_keys(state_dict) if key not in dense)
-    return _Side(dense, ckpt, place, others)
+    dense = {key: state_dict[key] for key in own_keys(state_dict) if is_dense(state_dict[key])}
+    others = {key: state_dict[key] for key in own_keys(state_dict) if key not in dense}
+    return _Side(dense, others, ckpt, place)
 
 
 def _of_manifest(path: Path, manifest: Manifest) -> _Side:
@@ -121,15 +144,11 @@ def _of_manifest(path: Path, manifest: Manifest) -> _Side:
                 path=path,
             )
         tensors[key] = torch.empty(sizes, dtype=dtype, device="meta")
-    return _Side(tensors, values=manifest.values)
+    return _Side(tensors, dict.fromkeys(manifest.values, UNKNOWN))
 
 
-def _is_dense(value: Any) -> bool:
-    if not is_tensor(value):
-        return False
-    import torch
-
-    return value.layout is torch.strided and not value.is_quantized
+def _labels(values: Mapping[str, Any], has_content: bool) -> dict[str, Hashable]:
+    return {key: label_of(value) if has_content else None for key, value in values.items()}
 
 
 def _around(before: _Side, after: _Side) -> tuple[list[Drafted], ValueChanges]:
@@ -154,11 +173,21 @@ def _in_section(drafted: Drafted, place: KeyPath) -> Drafted:
     return replace(drafted, operation=replace(drafted.operation, section=(place,)))
 
 
-def _other_values(before: _Side, after: _Side) -> Iterator[str]:
-    """Yield a sentence for each side that has values of its own in its state dict, which are no dense tensors."""
-    for which, values in (
-        ("old", before.values - after.values),
-        ("new", after.values - before.values),
-    ):
-        if values:
-            yield f"No dense tensors, and only in the {which} state dict: {', '.join(sorted(values))}."
+def _notes(
+    before: _Side, after: _Side, unknown: Sequence[str], undecided: Sequence[Group]
+) -> Iterator[str]:
+    """Yield a sentence for what no operation is written for."""
+    for bare, held, verb in ((before, after, "wrap"), (after, before, "unwrap")):
+        if bare.path == () and held.path:
+            one, other = ("old", "new") if bare is before else ("new", "old")
+            hint = (
+                f": if that is meant, add {verb}({held.path[0]!r})" if len(held.path) == 1 else ""
+            )
+            yield (
+                f"The {one} file is a state dict itself, and the {other} one holds it under "
+                f"{show_path(held.path)!r}{hint}."
+            )
+    if any(has_brace(key) for group in undecided for keys in group for key in keys):
+        yield "A template cannot name keys with braces in them, but a compiled regex can."
+    if unknown:
+        yield f"No dense tensors, and only in the new state dict: {list_keys(sorted(unknown))}."

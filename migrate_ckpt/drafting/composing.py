@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from migrate_ckpt.drafting.braces import set_aside_braces
 from migrate_ckpt.drafting.makings import Making, Part
 from migrate_ckpt.drafting.matching import Match
 from migrate_ckpt.drafting.numbering import find_renumberings
+from migrate_ckpt.drafting.others import forms_of
 from migrate_ckpt.drafting.prefixes import find_prefixes
 from migrate_ckpt.drafting.templates import Names, best_template, template_over
 from migrate_ckpt.errors import OperationError
@@ -29,9 +31,6 @@ from migrate_ckpt.operations.transforming import (
     Trim,
 )
 from migrate_ckpt.operations.tying import Tie
-
-if TYPE_CHECKING:
-    import torch
 
 Build = Callable[[Names], StateDictOperation]
 InPlace = Callable[[tuple[str, ...]], StateDictOperation]
@@ -53,10 +52,9 @@ class Composed(NamedTuple):
     undecided: list[tuple[tuple[str, ...], tuple[str, ...]]]
 
 
-def compose(
-    match: Match, old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
-) -> Composed:
+def compose(match: Match, old: Mapping[str, Any], new: Mapping[str, Any]) -> Composed:
     """Return the operations that make a state dict of another, in their order."""
+    left = set_aside_braces(match)
     composer = _Composer(match, old, new)
     composer.drop(match.dropped)
     composer.move_modules()
@@ -67,6 +65,7 @@ def compose(
     composer.put_in()
     undecided = [(tuple(composer.names(olds)), tuple(news)) for olds, news in match.undecided]
     undecided += [((old,), (new,)) for old, new in composer.blocked]
+    undecided += [(tuple(composer.names(olds)), news) for olds, news in left]
     return Composed(_doubted_once(composer.drafted), undecided)
 
 
@@ -80,12 +79,10 @@ def _doubted_once(drafted: Sequence[Drafted]) -> list[Drafted]:
 
 
 class _Composer:
-    def __init__(
-        self, match: Match, old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, match: Match, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         self._match, self._new = match, new
         self._makings = list(match.makings.values())
-        self._state: dict[str, Any] = {key: tensor.to("meta") for key, tensor in old.items()}
+        self._state = forms_of(old)
         self._now = {key: key for key in old}
         """What the old keys are called by now."""
         self._pieces: dict[tuple[str, int], str] = {}

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from migrate_ckpt.drafting.braces import Group
 from migrate_ckpt.drafting.composing import Drafted
-from migrate_ckpt.python_text import LINE_LENGTH, import_lines, lay_out
+from migrate_ckpt.outline import printable
+from migrate_ckpt.python_text import LINE_LENGTH, import_lines, in_docstring, lay_out
 
 MAX_LISTED = 20
 """How many keys that are left to decide are written into a file for one question."""
-
-Group = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,17 @@ class Draft:
         return tuple(dict.fromkeys(key for each in self.drafted for key in each.likely))
 
     def source(self, title: str, compared: Sequence[str]) -> str:
-        """Return the text of a migration file; `compared` names the two files."""
+        """Return the text of a migration file; `compared` names the two files.
+
+        Whatever the checkpoints' keys and values hold, it stays text: in comments, or in the literals of Python.
+        """
         return "\n".join(self._lines(title, compared)) + "\n"
 
     def _lines(self, title: str, compared: Sequence[str]) -> Iterator[str]:
-        yield f'"""{title}.'
+        yield f'"""{in_docstring(title)}.'
         yield ""
         yield "Why: what changed in the code, and where to read about it."
-        yield f"Written by comparing {' with '.join(compared)}."
+        yield f"Written by comparing {' with '.join(map(in_docstring, compared))}."
         yield '"""'
         yield ""
         calls = [each.operation.written() for each in self.drafted]
@@ -96,7 +99,7 @@ class Draft:
         if self.unknown:
             yield ""
             yield "TODO: nothing old makes these; `add` puts them in:"
-            yield from (f"  {key}" for key in self.unknown)
+            yield from (f"  {printable(key)}" for key in self.unknown)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -118,7 +121,8 @@ class Draft:
 def _listed(start: str, keys: Sequence[str]) -> Iterator[str]:
     """Yield keys in lines, the first of very many."""
     more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
-    text = start + ", ".join(keys[:MAX_LISTED]) + more
+    # A key may hold anything, and stands in a comment.
+    text = start + ", ".join(map(printable, keys[:MAX_LISTED])) + more
     options = {"subsequent_indent": "     ", "break_long_words": False, "break_on_hyphens": False}
     yield from textwrap.wrap(text, LINE_LENGTH - 2, **options)  # type: ignore[arg-type]
 

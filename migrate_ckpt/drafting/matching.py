@@ -50,6 +50,16 @@ class Match:
     undecided: list[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
+    def known_pairs(self) -> list[tuple[str, str]]:
+        """Return pairs of keys whose modules became each other."""
+        known = [(key, key) for key in self.kept]
+        makings = list(self.makings.values())
+        known += [(m.sources[0], m.target) for m in makings if m.is_whole]
+        for group in connected(makings):
+            sources = list(dict.fromkeys(source for m in group for source in m.sources))
+            known += around(sources, [making.target for making in group])
+        return known
+
 
 def match_tensors(old: Tensors, new: Tensors) -> Match:
     """Match two state dicts; of those with tensors on the device `meta` only names, shapes and dtypes are known."""
@@ -206,7 +216,7 @@ class _Matcher:
 
     def match_names(self) -> None:
         """Pair what is alike by where it stands."""
-        known = self._known()
+        known = self.match.known_pairs()
         dtypes = self._new_dtypes()
         olds = {key: self._label_as(key, dtypes) for key in self._old_left}
         news = {key: self._new_label(key) for key in self._new_left}
@@ -214,16 +224,6 @@ class _Matcher:
         pairs = pair_names(olds, news, known, counts_layers=not self.has_content)
         for new_key, old_key in pairs.items():
             self._pair(old_key, new_key, "likely")
-
-    def _known(self) -> list[tuple[str, str]]:
-        """Return pairs of keys whose modules became each other."""
-        known = [(key, key) for key in self.match.kept]
-        makings = list(self.match.makings.values())
-        known += [(m.sources[0], m.target) for m in makings if m.is_whole]
-        for group in connected(makings):
-            sources = list(dict.fromkeys(source for m in group for source in m.sources))
-            known += around(sources, [making.target for making in group])
-        return known
 
     def keep_forms(self) -> None:
         """Take what has one name and another content for the same, as it has been trained on."""
@@ -244,7 +244,7 @@ class _Matcher:
 
     def _pair_forms(self) -> None:
         """Pair what is left by names and shapes alone."""
-        known = self._known()
+        known = self.match.known_pairs()
         dtypes = self._new_dtypes()
         olds = {k: _form(self._old[k], dtypes) for k in self._old_left}
         news = {k: _form(self._new[k], {}) for k in self._new_left}

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from migrate_ckpt.drafting.others import UNKNOWN, forms_of, is_dense, label_of
 from migrate_ckpt.operations.moves import Move
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
 from migrate_ckpt.operations.tensor_actions import have_equal_bits
 
-if TYPE_CHECKING:
-    import torch
-
 
 def find_differing(
     operations: Iterable[StateDictOperation],
-    old: Mapping[str, torch.Tensor],
-    new: Mapping[str, torch.Tensor],
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
 ) -> list[str]:
     """Return the keys of which the operations do not make of the old state dict what is in the new one.
 
@@ -24,21 +22,26 @@ def find_differing(
     """
     trace = _Trace(operations, old)
     differing = [key for key in trace.keys if key not in new]
-    for key, tensor in new.items():
-        if key not in trace.keys or not have_equal_bits(trace.value_of(key), tensor):
+    for key, value in new.items():
+        if key not in trace.keys or not _are_equal(trace.value_of(key), value):
             differing.append(key)
     return differing
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if is_dense(one) and is_dense(other):
+        return have_equal_bits(one, other)
+    is_unknown = one is UNKNOWN or other is UNKNOWN
+    return is_unknown or label_of(one) == label_of(other)
 
 
 class _Trace:
     """The moves that operations make, so that each tensor can be made by itself."""
 
-    def __init__(
-        self, operations: Iterable[StateDictOperation], old: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, operations: Iterable[StateDictOperation], old: Mapping[str, Any]) -> None:
         self._old = old
         self._made_by: list[dict[str, tuple[Move, int]]] = []
-        state: dict[str, Any] = {key: tensor.to("meta") for key, tensor in old.items()}
+        state = forms_of(old)
         for operation in operations:
             moves = operation.moves(state)
             self._made_by.append(
@@ -48,9 +51,8 @@ class _Trace:
         self.keys = frozenset(state)
         self._last: tuple[int, Move, Sequence[Any]] | None = None
 
-    def value_of(self, key: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._value(len(self._made_by), key)
-        return tensor
+    def value_of(self, key: str) -> Any:
+        return self._value(len(self._made_by), key)
 
     def _value(self, level: int, key: str) -> Any:
         """Return what stands under a key after so many operations."""

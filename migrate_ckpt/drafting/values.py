@@ -14,7 +14,7 @@ from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import Path, show_path
 from migrate_ckpt.operations.sections import is_history
 from migrate_ckpt.operations.values import DropValue, RenameValue, SetValue
-from migrate_ckpt.outline import outline
+from migrate_ckpt.outline import MAX_DEPTH, outline
 
 MAX_SET_ENTRIES = 50
 """How much a value may hold that is written into a migration."""
@@ -49,6 +49,7 @@ class _Comparison:
     def __init__(self, sections: tuple[Path, Path]) -> None:
         self._old_section, self._new_section = sections
         self._classes: dict[str, set[str]] = defaultdict(set)
+        self._places: set[tuple[int, int]] = set()
         self.operations: list[Operation] = []
         self.notes: list[str] = []
 
@@ -65,6 +66,10 @@ class _Comparison:
                 yield operation
 
     def walk(self, path: Path, old: Any, new: Any) -> None:
+        # What stands at several places, or in itself, is what it is at the first.
+        if (id(old), id(new)) in self._places:
+            return
+        self._places.add((id(old), id(new)))
         before, after = _class_of(old), _class_of(new)
         if before and after and before != after:
             self._classes[before].add(after)
@@ -154,11 +159,11 @@ def _holds_tensors(value: Any) -> bool:
     return any(entry.shape is not None for entry in outline(value))
 
 
-def _is_plain(value: Any) -> bool:
-    if len(outline(value, max_entries=MAX_SET_ENTRIES + 1)) > MAX_SET_ENTRIES:
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if depth > MAX_DEPTH or len(outline(value, max_entries=MAX_SET_ENTRIES + 1)) > MAX_SET_ENTRIES:
         return False
     if type(value) is dict:
-        return all(type(k) is str and _is_plain(v) for k, v in value.items())
+        return all(type(k) is str and _is_plain(v, depth + 1) for k, v in value.items())
     if type(value) is list:
-        return all(map(_is_plain, value))
+        return all(_is_plain(v, depth + 1) for v in value)
     return type(value) in _PLAIN

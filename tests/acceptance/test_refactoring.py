@@ -174,7 +174,7 @@ def test_command_writes_the_whole_refactoring_by_itself(old: Path, tmp_path: Pat
     options = ["--name", "the_refactoring", "--folder", folder]
     done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
 
-    assert "proved: they make NEW of OLD, bit by bit" in done.stdout
+    assert "proved: they make NEW's state dict of OLD's, bit by bit" in done.stdout
     shown = (PAGE / "README.md").read_text().partition("<!-- generated -->\n```python\n")[2]
     assert (folder / "0001_the_refactoring.py").read_text() == shown.partition("```")[0]
     migrate_file(old, tmp_path / "again.ckpt", folder=folder)

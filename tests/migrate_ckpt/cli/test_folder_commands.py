@@ -177,7 +177,7 @@ def test_autogenerate_writes_a_migration_that_runs(capsys):
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "migrations/0001_rename_b.py: 1 operation, 1 tensor as before"
-    assert lines[1] == "  proved: they make NEW of OLD, bit by bit"
+    assert lines[1] == "  proved: they make NEW's state dict of OLD's, bit by bit"
     assert main(["run", "before.ckpt", "-o", "made.ckpt"]) == 0
     assert list(read_checkpoint("made.ckpt")["state_dict"]) == ["a.w", "c.w"]
 

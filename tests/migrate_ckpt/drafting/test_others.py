@@ -1,0 +1,202 @@
+"""What drafts make of values that are no dense tensors, of odd keys, and of what is around the state dict."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from migrate_ckpt import Draft, draft_migration, manifest_of, migrate_from_folder, new_migration
+
+
+@pytest.fixture
+def drafted(tmp_path: Path) -> Any:
+    def draft(old: Any, new: Any) -> Draft:
+        torch.save(old, tmp_path / "old.ckpt")
+        torch.save(new, tmp_path / "new.ckpt")
+        return draft_migration(tmp_path / "old.ckpt", tmp_path / "new.ckpt")
+
+    return draft
+
+
+def written(draft: Draft) -> list[str]:
+    return [each.operation.written() for each in draft.drafted]
+
+
+def quantised(seed: int) -> torch.Tensor:
+    values = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(values, 0.1, 0, torch.quint8)
+
+
+OTHERS = {
+    "bytes": (b"state", b"stale"),
+    "sparse": (torch.eye(3).to_sparse(), 2 * torch.eye(3).to_sparse()),
+    "quantised": (quantised(0), quantised(1)),
+    "nan": (float("nan"), 1.0),
+    "mapping": ({"scale": torch.ones(2)}, {"scale": torch.zeros(2)}),
+    "list": ([1, "a"], [1, "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_value_is_compared(drafted: Any, kind: str) -> None:
+    value, changed = OTHERS[kind]
+    tensors = {"a.weight": torch.randn(2, 3)}
+
+    same = drafted({**tensors, "a._extra_state": value}, {**tensors, "a._extra_state": value})
+    other = drafted({**tensors, "a._extra_state": value}, {**tensors, "a._extra_state": changed})
+
+    assert (same.is_proved, same.changed) == (True, ())
+    assert (other.is_proved, other.changed, other.differing) == (
+        False,
+        ("a._extra_state",),
+        ("a._extra_state",),
+    )
+
+
+def test_other_values_go_where_their_modules_go(drafted: Any) -> None:
+    old = {f"m.{n}.weight": torch.randn(2, 3) for n in range(3)}
+    old |= {f"m.{n}._extra_state": b"same" for n in range(3)}
+    new = {key.replace("m.", "layers."): value for key, value in old.items()}
+
+    draft = drafted(old, new)
+
+    assert written(draft) == ["rename('m.{i}.{kind}', 'layers.{i}.{kind}')"]
+    assert draft.is_proved
+    assert draft.likely == tuple(f"m.{n}._extra_state" for n in range(3))
+
+
+def test_template_spares_other_values_that_stay(drafted: Any) -> None:
+    old = {f"l.{n}.{kind}": torch.randn(2, 3) for n in range(3) for kind in ("w", "v")}
+    new = {key: tensor.t().contiguous() for key, tensor in old.items()}
+    extra = {f"l.{n}._extra_state": b"x" for n in range(3)}
+
+    draft = drafted({**old, **extra}, {**new, **extra})
+
+    assert written(draft) == ["transpose(['l.{i}.w', 'l.{i}.v'])"]
+    assert draft.is_proved
+
+
+def test_other_values_that_went_and_came(drafted: Any) -> None:
+    tensors = {"a.weight": torch.randn(2, 3)}
+
+    draft = drafted({**tensors, "a.old": b"1"}, {**tensors, "a.new": b"2"})
+
+    assert written(draft) == ["drop('a.old')"]
+    assert draft.notes == ("No dense tensors, and only in the new state dict: 'a.new'.",)
+    assert not draft.is_proved
+
+
+def test_manifest_knows_the_names_of_other_values(tmp_path: Path) -> None:
+    class Module(torch.nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 2}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    torch.save(Module(2, 3).state_dict(), tmp_path / "old.ckpt")
+    model = torch.nn.ModuleDict({"head": Module(2, 3)})
+    (tmp_path / "new.json").write_text(manifest_of(model).to_json())
+
+    draft = draft_migration(tmp_path / "old.ckpt", tmp_path / "new.json")
+
+    assert written(draft) == ["add_prefix('head')"]
+    assert draft.is_complete
+    assert draft.notes == ()
+
+
+ODD_KEYS = {
+    "lines": "x\nraise SystemExit\n#",
+    "carriage return": "x\rraise SystemExit\r#",
+    "surrogate": "x\udc80",
+    "quotes": 'x"""\nraise SystemExit\n"""',
+    "end of a comment": "x\\\nraise SystemExit",
+}
+
+
+@pytest.mark.parametrize("name", ODD_KEYS)
+def test_keys_stay_text(drafted: Any, tmp_path: Path, name: str) -> None:
+    key, weight = ODD_KEYS[name], torch.randn(3)
+    others = {f"{key}.{n}": torch.randn(4, n + 2) for n in range(3)}
+
+    for old, new in (
+        ({"a": weight}, {"a": weight, **others}),
+        ({"a": weight, key: others[f"{key}.0"]}, {"a": weight, "b": others[f"{key}.0"]}),
+        ({"a": weight, "b": others[f"{key}.0"]}, {"a": weight, key: others[f"{key}.0"]}),
+    ):
+        text = drafted(old, new).source(key, (key, key))
+        body = ast.parse(text.encode()).body
+
+        assert {type(node) for node in body} <= {ast.Expr, ast.ImportFrom, ast.Assign}
+        assert [node.targets[0].id for node in body if isinstance(node, ast.Assign)] == [  # type: ignore[attr-defined]
+            "operations"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("a{b", "c"), ("a", "c{d}"), ("a{b}", None), (None, "{}")]
+)
+def test_keys_with_braces_are_left_to_a_person(drafted: Any, old: Any, new: Any) -> None:
+    weight, other = torch.randn(3), torch.randn(2, 2)
+
+    draft = drafted(
+        {"x": other} | ({old: weight} if old else {}),
+        {"y": other} | ({new: torch.zeros(2) if old is None else weight} if new else {}),
+    )
+
+    assert written(draft) == ["rename('x', 'y')"]
+    assert draft.undecided == (((old,) if old else (), (new,) if new else ()),)
+    assert (
+        "A template cannot name keys with braces in them, but a compiled regex can." in draft.notes
+    )
+
+
+def test_key_with_braces_may_stay(drafted: Any) -> None:
+    weight, other = torch.randn(3), torch.randn(2, 2)
+
+    draft = drafted({"x": other, "{k}": weight}, {"y": other, "{k}": weight})
+
+    assert written(draft) == ["rename('x', 'y')"]
+    assert draft.is_proved
+    assert draft.notes == ()
+
+
+def test_state_dict_that_stands_elsewhere_is_said(drafted: Any) -> None:
+    weight = torch.randn(3)
+
+    wrapped = drafted({"a": weight}, {"state_dict": {"a": weight}})
+    bare = drafted({"state_dict": {"a": weight}}, {"a": weight})
+
+    assert wrapped.notes == (
+        "The old file is a state dict itself, and the new one holds it under 'state_dict': "
+        "if that is meant, add wrap('state_dict').",
+    )
+    assert bare.notes == (
+        "The new file is a state dict itself, and the old one holds it under 'state_dict': "
+        "if that is meant, add unwrap('state_dict').",
+    )
+
+
+def test_values_that_hold_themselves_are_compared(drafted: Any, tmp_path: Path) -> None:
+    weight = torch.randn(3)
+    old: dict[str, Any] = {"state_dict": {"a": weight}, "lr": 1.0}
+    new: dict[str, Any] = {"state_dict": {"b": weight}, "rate": 1.0}
+    for ckpt in (old, new):
+        ckpt["self"] = ckpt
+        ckpt["list"] = [1]
+        ckpt["list"].append(ckpt["list"])
+    new["new"] = new["list"]
+
+    draft = drafted(old, new)
+
+    assert written(draft) == ["rename('a', 'b')", "rename_value('lr', 'rate')"]
+    new_migration(tmp_path / "m", "made", text=draft.source("Made", ("old", "new")))
+    ckpt, _ = migrate_from_folder({"state_dict": {"a": weight}, "lr": 1.0}, tmp_path / "m")
+    assert ckpt["rate"] == 1.0
