@@ -14,6 +14,7 @@ from torch import nn
 
 from migrate_ckpt.drafting.composing import compose
 from migrate_ckpt.drafting.matching import match_tensors
+from migrate_ckpt.drafting.others import is_dense, label_of, pair_others
 from migrate_ckpt.drafting.proof import find_differing
 from migrate_ckpt.errors import OperationError
 from migrate_ckpt.operations import (
@@ -242,6 +243,33 @@ def test_what_was_done_to_telling_tensors_is_found_again(
 
     assert find_differing([d.operation for d in drafted], old, new) == []
     assert (undecided, match.unknown, match.changed) == ([], [], [])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),
+    others=st.lists(st.tuples(st.sampled_from(MODULES), st.booleans()), min_size=1, max_size=4),
+)
+def test_other_values_stay_or_move_whatever_the_tensors_do(
+    seed: int, steps: list[Callable[[Composition], None]], others: list[tuple[str, bool]]
+) -> None:
+    composition = Composition(seed)
+    for step in steps:
+        step(composition)
+    old, new = composition.old, composition.state
+    for number, (module, moves) in enumerate(others):
+        value = b"%d" % number
+        old[f"{module}.{number}._extra_state"] = value
+        new[f"{'moved.' if moves else ''}{module}.{number}._extra_state"] = value
+
+    match = match_tensors(*({k: v for k, v in s.items() if is_dense(v)} for s in (old, new)))
+    labels = ({k: label_of(v) for k, v in s.items() if not is_dense(v)} for s in (old, new))
+    unknown = pair_others(match, *labels)
+    drafted, undecided = compose(match, old, new)
+
+    assert find_differing([d.operation for d in drafted], old, new) == []
+    assert (undecided, match.unknown, match.changed, unknown) == ([], [], [], [])
 
 
 NAMES = [
