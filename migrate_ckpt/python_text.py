@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from migrate_ckpt.outline import printable
@@ -26,13 +25,28 @@ def _written(node: ast.expr, indent: int, after: str) -> str:
     start, items, end = parts
     inner = indent + _INDENT
     pad = " " * inner
-    if items and all(isinstance(item, ast.Constant | ast.UnaryOp) for _, item in items):
-        texts = [_flat(item) for _, item in items]
-        if not any(text.startswith('"') for text in texts):
-            filled = textwrap.fill(", ".join(texts) + ",", LINE_LENGTH - inner)
-            return f"{start}\n{textwrap.indent(filled, pad)}\n{' ' * indent}{end}"
-    lines = [f"{pad}{name}{_written(item, inner, name + ',')}," for name, item in items]
+    if items and all(not name and _is_short(item) for name, item in items):
+        lines = _filled([_flat(item) for _, item in items], pad)
+    else:
+        lines = [f"{pad}{name}{_written(item, inner, name + ',')}," for name, item in items]
     return "\n".join([start, *lines, " " * indent + end])
+
+
+def _is_short(node: ast.expr) -> bool:
+    """Tell whether something is a number or the like, of which many stand on a line."""
+    value = node.operand if isinstance(node, ast.UnaryOp) else node
+    return isinstance(value, ast.Constant) and not isinstance(value.value, str | bytes)
+
+
+def _filled(items: Sequence[str], pad: str) -> list[str]:
+    """Return lines with as many items as fit; an item is never broken, however long it is."""
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + len(f" {item},") <= LINE_LENGTH:
+            lines[-1] += f" {item},"
+        else:
+            lines.append(f"{pad}{item},")
+    return lines
 
 
 def _parts(node: ast.expr) -> tuple[str, list[tuple[str, ast.expr]], str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -29,6 +30,23 @@ def test_is_what_ruff_makes_of_it(call: str) -> None:
     command = [sys.executable, "-m", "ruff", "format", "--line-length", "100", "-"]
     formatted = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     assert formatted.stdout == text
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        f"rename(['{'a word and ' * 20}\"quoted\" '])",
+        f"set_value('a', [b'{'bytes and ' * 20}'])",
+        f"set_value('a', [{', '.join(['-1.5e-05j'] * 40)}])",
+        f"set_value('a', [{'7' * 300}, 1, 2])",
+        f"set_value('a', key={'7' * 300})",
+    ],
+    ids=["quotes", "bytes", "complex", "digits", "keyword"],
+)
+def test_lines_end_between_items_only(call: str) -> None:
+    laid_out = ast.parse(lay_out(call, 4), mode="eval")
+
+    assert ast.dump(laid_out) == ast.dump(ast.parse(call, mode="eval"))
 
 
 def test_many_numbers_fill_lines() -> None:
