@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -96,4 +97,29 @@ def shown(value: Any) -> str:
         return f"re.compile({value.pattern!r}{f', {flags}' if flags else ''})"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(shown, value)) + "]"
+    return literal(value)
+
+
+def literal(value: Any) -> str:
+    """Return a value as Python can evaluate it; what is no number, such as `inf`, has no such `repr`."""
+    try:
+        return _literal(value)
+    except RecursionError:
+        # A value of a checkpoint may hold itself, which cannot be written but is still shown.
+        return repr(value)
+
+
+def _literal(value: Any) -> str:
+    if type(value) is float and not math.isfinite(value):
+        return f'float("{value}")'
+    if type(value) is complex:
+        # Its `repr` is a sum, in which the sign of a zero is lost.
+        return f"complex({_literal(value.real)}, {_literal(value.imag)})"
+    if type(value) is dict:
+        pairs = [f"{_literal(key)}: {_literal(item)}" for key, item in value.items()]
+        return "{" + ", ".join(pairs) + "}"
+    if type(value) is list:
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if type(value) is tuple:
+        return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
     return repr(value)

@@ -10,7 +10,7 @@ from typing import Any
 from migrate_ckpt.errors import KeyCollision, OperationError
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.items import not_found, parent_items
-from migrate_ckpt.operations.operation import Operation
+from migrate_ckpt.operations.operation import Operation, literal
 from migrate_ckpt.operations.paths import Path, PathLike, show_path, to_path, write_path
 from migrate_ckpt.operations.state_dict_operation import Missing
 
@@ -65,6 +65,10 @@ class SetValue(PathOperation):
     """The value to put at a path, whether something stands there or not."""
 
     value: Any
+
+    def arguments(self) -> list[str]:
+        # Of an argument a tuple is as good as a list; of a value it is another one.
+        return [write_path(self.path), literal(self.value)]
 
     def _is_there(self, ckpt: CkptType) -> bool:
         parent_items(ckpt, self.path)

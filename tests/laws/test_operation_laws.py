@@ -28,6 +28,7 @@ from migrate_ckpt.operations import (
     reindex,
     rename,
     reshape,
+    set_value,
     split,
     split_qkv,
     stack,
@@ -342,8 +343,55 @@ def _reads(operation: Operation, ckpt: dict[str, Any]) -> tuple[tuple[str, ...],
         raise
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-def test_what_is_written_of_an_operation_makes_it_again(operation: Operation) -> None:
-    names = {name: getattr(operations, name) for name in operations.__all__}
+INFINITE = float("inf")
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+    | st.text()
+    | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text() | st.floats(allow_nan=False), inner, max_size=3)
+    ),
+)
+"""What `repr` alone writes wrongly, such as infinities, and what it writes rightly; a NaN equals nothing."""
+WITH_VALUES: list[Operation] = [
+    add("mask", -INFINITE, shape=[2, 3]),
+    add("steps", [[1.0, INFINITE], [-INFINITE, 0.0]]),
+    pad_rows("mask", 3, value=-INFINITE),
+    set_value("a.b", {"betas": (INFINITE,), -INFINITE: [(), [-INFINITE]]}),
+]
 
-    assert eval(operation.written(), {"re": re, **names}) == operation
+
+def read_back(written: str) -> Any:
+    names = {name: getattr(operations, name) for name in operations.__all__}
+    return eval(written, {"re": re, **names})
+
+
+@pytest.mark.parametrize("operation", [*OPERATIONS, *WITH_VALUES], ids=str)
+def test_what_is_written_of_an_operation_makes_it_again(operation: Operation) -> None:
+    assert read_back(operation.written()) == operation
+
+
+@given(value=VALUES)
+def test_what_is_written_of_a_value_makes_it_again(value: Any) -> None:
+    made = read_back(set_value("a.b", value).written())
+
+    assert repr(made.value) == repr(value)
+
+
+def test_not_a_number_can_be_written() -> None:
+    written = add("mask", float("nan"), shape=[2]).written()
+
+    assert read_back(written).written() == written
+
+
+def test_value_that_holds_itself_is_shown() -> None:
+    value: list[Any] = []
+    value.append(value)
+
+    assert "..." in str(set_value("a", value))
