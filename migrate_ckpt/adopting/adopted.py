@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from migrate_ckpt.errors import InvalidMigrationFile
+
 KNOWN_PACKAGES = frozenset({"torch", "numpy", "migrate_ckpt"})
+
+# The comment of PEP 263 that names an encoding; group 1 is what stands before the name.
+_CODING = re.compile(r"^([ \t\f]*#.*?coding[:=][ \t]*)[-\w.]+", re.MULTILINE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,23 @@ class Adopted:
     written: tuple[Path, ...]
     left: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def read_source(path: Path) -> str:
+    """Return the text of a Python file in the encoding that it names. As it is written in UTF-8, it then names that.
+
+    Raises:
+        InvalidMigrationFile: It cannot be read, decoded, or written in UTF-8.
+    """
+    try:
+        with tokenize.open(path) as file:
+            encoding, text = file.encoding, file.read()
+        text.encode("utf-8")
+    except (OSError, SyntaxError, ValueError, LookupError) as error:
+        raise InvalidMigrationFile(
+            f"{path.name} cannot be read as text: {error}", path=path, name=path.stem
+        ) from error
+    return text if encoding.startswith("utf-8") else _CODING.sub(r"\1utf-8", text, count=1)
 
 
 def other_packages(tree: ast.Module) -> list[str]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from migrate_ckpt.adopting.adopted import Adopted, functions_of, other_packages, write_all
+from migrate_ckpt.adopting.adopted import (
+    Adopted,
+    functions_of,
+    other_packages,
+    read_source,
+    write_all,
+)
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.folder import natural_key
 from migrate_ckpt.migration_file import may_be_migration, parse
@@ -22,9 +28,12 @@ def adopt_original(source: Path, files: Sequence[Path], target: Path) -> Adopted
     left: list[tuple[str, str]] = []
     notes: list[str] = []
     for path in files:
-        reason = _reason_to_leave(path)
+        try:
+            text, reason = read_source(path), _reason_to_leave(path)
+        except InvalidMigrationFile as error:
+            text, reason = "", str(error)
         if reason is None:
-            texts.append((path.name, path.read_text(encoding="utf-8")))
+            texts.append((path.name, text))
             notes += _notes(path)
         else:
             left.append((path.name, reason))
@@ -44,10 +53,7 @@ def adopt_original(source: Path, files: Sequence[Path], target: Path) -> Adopted
 
 
 def _reason_to_leave(path: Path) -> str | None:
-    try:
-        tree = parse(path)
-    except InvalidMigrationFile as error:
-        return str(error)
+    tree = parse(path)
     if not may_be_migration(path):
         return "defines no `handle`; as a helper it needs a name that begins with _"
     handle = functions_of(tree).get("handle")

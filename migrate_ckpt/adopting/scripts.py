@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from migrate_ckpt.adopting.adopted import Adopted, functions_of, other_packages, write_all
+from migrate_ckpt.adopting.adopted import (
+    Adopted,
+    functions_of,
+    other_packages,
+    read_source,
+    write_all,
+)
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.migration_file import parse
 from migrate_ckpt.python_text import lay_out
@@ -91,14 +97,14 @@ def adopt_scripts(files: Sequence[Path], target: Path) -> Adopted:
 
 def _converted(path: Path) -> str:
     try:
-        tree = parse(path)
+        tree, source = parse(path), read_source(path)
     except InvalidMigrationFile as error:
         raise _Unusable(str(error)) from error
     functions = functions_of(tree)
     for name in ("migrate", "rollback"):
         _check_takes_checkpoint(functions.get(name))
     moved = _moves(functions["migrate_setup"]) if "migrate_setup" in functions else []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = source.splitlines()
     edits = [_without(node) for node in tree.body if _is_of_anemoi(node)]
     renamed = (
         {"migrate": "_migrate", "rollback": "_rollback"}

@@ -11,7 +11,13 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from migrate_ckpt.adopting.adopted import Adopted, functions_of, other_packages, write_all
+from migrate_ckpt.adopting.adopted import (
+    Adopted,
+    functions_of,
+    other_packages,
+    read_source,
+    write_all,
+)
 
 HELPER = "_upgrades"
 VERSIONS = "_versions"
@@ -101,7 +107,7 @@ def adopt_index(
 ) -> Adopted:
     """Write a migration for each function of an index."""
     texts = [
-        (f"{HELPER}.py", source.read_text(encoding="utf-8")),
+        (f"{HELPER}.py", read_source(source)),
         (f"{VERSIONS}.py", _VERSIONS_TEXT.format(key=key)),
         *_migrations(functions_of(tree), index),
     ]

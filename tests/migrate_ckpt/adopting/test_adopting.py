@@ -283,6 +283,56 @@ class TestScripts:
         assert "250_other" not in names(tmp_path / "new")
 
 
+LATIN = "# -*- coding: latin-1 -*-\n# \xe9\nNAME = '\xe9'\n"
+
+
+class TestEncodings:
+    """A file may say which encoding it is in; what is written is in UTF-8."""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "\n\ndef handle(ckpt):\n    ckpt['name'] = NAME\n    return ckpt\n",
+            "\n\ndef migrate(ckpt):\n    ckpt['name'] = NAME\n    return ckpt\n",
+            "\n\ndef f(ckpt):\n    return {**ckpt, 'name': NAME}\n\n\nX = {'1.0': [f]}\n",
+        ],
+        ids=["original", "script", "index"],
+    )
+    def test_one_that_is_named_is_kept_to(self, tmp_path: Path, body: str) -> None:
+        old = tmp_path / "old"
+        old.mkdir()
+        (old / "01_a.py").write_bytes((LATIN + body).encode("latin-1"))
+
+        adopt(old / "01_a.py" if "X =" in body else old, tmp_path / "new", version_key="version")
+
+        ckpt, _ = migrate_from_folder({"version": "0.1"}, tmp_path / "new")
+        assert ckpt["name"] == "\xe9"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b"# coding: utf-8\n# \xe9\n",
+            b"# coding: nothing-known\n",
+            b"# coding: hex\n",
+            b"# coding: raw_unicode_escape\nx = '\\ud800'\n",
+        ],
+        ids=["not-utf-8", "unknown", "no-text", "surrogate"],
+    )
+    @pytest.mark.parametrize("name", ["handle", "migrate"])
+    def test_what_cannot_be_decoded_is_left_and_named(
+        self, tmp_path: Path, text: bytes, name: str
+    ) -> None:
+        good = f"def {name}(ckpt):\n    return ckpt\n"
+        old = write(tmp_path / "old", {"01_a.py": good})
+        (old / "02_b.py").write_bytes(text + good.encode())
+
+        adopted = adopt(old, tmp_path / "new")
+
+        [(left, reason)] = adopted.left
+        assert left == "02_b.py"
+        assert "cannot be read as" in reason
+
+
 def test_folder_of_nothing_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"No file of .* defines"):
         adopt(write(tmp_path / "old", {"a.py": "x = 1\n"}), tmp_path / "new")
