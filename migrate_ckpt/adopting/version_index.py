@@ -8,16 +8,20 @@ checkpoint next does not do it all again.
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from migrate_ckpt.adopting.adopted import (
     Adopted,
     functions_of,
+    in_docstring,
     other_packages,
     read_source,
     write_all,
 )
+from migrate_ckpt.adopting.versions import comparable
+from migrate_ckpt.python_text import lay_out
 
 HELPER = "_upgrades"
 VERSIONS = "_versions"
@@ -30,23 +34,14 @@ KEY = {key!r}
 
 
 def is_before(ckpt, version):
-    return _comparable(str(ckpt[KEY])) < _comparable(version)
+    return comparable(str(ckpt[KEY])) < comparable(version)
 
 
-def _comparable(version):
-    """The numbers without zeros at the end, and whether it is final: 2.0.0rc1 comes before 2.0, as in `packaging`."""
-    version = version.partition("+")[0]
-    numbers = re.match(r"[0-9]+(?:[.][0-9]+)*", version)
-    parts = [int(part) for part in numbers[0].split(".")] if numbers else [0]
-    while parts and parts[-1] == 0:
-        parts.pop()
-    is_final = not re.search(r"(?:a|b|c|rc|alpha|beta|pre|preview|dev)[-_.]?[0-9]*", version)
-    return parts, is_final
-'''
+{comparable}'''
 
 _MIGRATION = '''"""{title}
 
-Due to checkpoints of before {version}.
+Due to checkpoints of before {told}.
 """
 
 from migrate_ckpt import CkptType
@@ -56,10 +51,10 @@ from .{versions} import is_before
 
 
 def handle(ckpt: CkptType) -> CkptType:
-    return {function}(ckpt) if is_before(ckpt, "{version}") else ckpt
+    return {function}(ckpt) if is_before(ckpt, {version}) else ckpt
 '''
 
-_LAST = '''"""Write down that the checkpoint is of version {version}.
+_LAST = '''"""Write down that the checkpoint is of version {told}.
 
 Whoever upgrades by the version would otherwise do again what was done here.
 """
@@ -70,8 +65,8 @@ from .{versions} import KEY, is_before
 
 
 def handle(ckpt: CkptType) -> CkptType:
-    if is_before(ckpt, "{version}"):
-        ckpt[KEY] = "{version}"
+    if is_before(ckpt, {version}):
+        ckpt[KEY] = {version}
     return ckpt
 '''
 
@@ -108,7 +103,10 @@ def adopt_index(
     """Write a migration for each function of an index."""
     texts = [
         (f"{HELPER}.py", read_source(source)),
-        (f"{VERSIONS}.py", _VERSIONS_TEXT.format(key=key)),
+        (
+            f"{VERSIONS}.py",
+            _VERSIONS_TEXT.format(key=key, comparable=inspect.getsource(comparable)),
+        ),
         *_migrations(functions_of(tree), index),
     ]
     notes = [f"The version of a checkpoint is looked for under {key!r}."]
@@ -129,11 +127,17 @@ def _migrations(
         for name in names:
             number += 1
             docstring = ast.get_docstring(functions[name]) or name.strip("_").replace("_", " ")
-            title = docstring.splitlines()[0].replace("\\", "")
             text = _MIGRATION.format(
-                title=title, version=version, function=name, helper=HELPER, versions=VERSIONS
+                title=in_docstring(docstring.splitlines()[0]),
+                told=in_docstring(version),
+                version=lay_out(repr(version)),
+                function=name,
+                helper=HELPER,
+                versions=VERSIONS,
             )
             stem = name.strip("_").removeprefix("migrate_")
             yield f"{number:04}_{stem}.py", text
-    last = list(index)[-1]
-    yield f"{number + 1:04}_set_the_version.py", _LAST.format(version=last, versions=VERSIONS)
+    # An index need not be in the order of its versions.
+    newest = max(index, key=comparable)
+    last = _LAST.format(told=in_docstring(newest), version=lay_out(repr(newest)), versions=VERSIONS)
+    yield f"{number + 1:04}_set_the_version.py", last

@@ -124,6 +124,38 @@ class TestIndex:
         assert ckpt.get("ran", []) == ran
         assert ckpt["version"] == ("2.0.0" if ran else version)
 
+    def test_newest_version_is_set_in_whatever_order_they_stand(self, tmp_path: Path) -> None:
+        text = "def f(ckpt):\n    return ckpt\n\n\nX = {'1.10': [f], '1.9': [f], '1.10rc1': [f]}\n"
+        (tmp_path / "a.py").write_text(text)
+        adopt(tmp_path / "a.py", tmp_path / "new", version_key="version")
+
+        ckpt, _ = migrate_from_folder({"version": "0.1"}, tmp_path / "new")
+
+        assert ckpt["version"] == "1.10"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '"""\nRAN.append(1)\n"""',
+            'ends in a quote"',
+            "ends in a backslash\\",
+            "C:\\new {title}",
+            "a\x00b\ud800",
+        ],
+        ids=["code", "quote", "backslash", "braces", "control"],
+    )
+    def test_texts_of_the_file_stay_texts(self, tmp_path: Path, text: str) -> None:
+        version = f"1.0{text}"
+        source = f"def f(ckpt):\n    {text!r}\n    return ckpt\n\n\nX = {{{version!r}: [f]}}\n"
+        (tmp_path / "a.py").write_text(source)
+        adopt(tmp_path / "a.py", tmp_path / "new", version_key="version")
+
+        assert is_sound(tmp_path / "new")
+        ckpt, _ = migrate_from_folder({"version": "0.1"}, tmp_path / "new")
+        assert ckpt["version"] == version
+        if text.isprintable():
+            assert read_set(tmp_path / "new").files[0].title == text
+
     def test_file_without_an_index_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.py").write_text('x = {"1.0": [f]}\ny = {"a": 1}\n')
 
