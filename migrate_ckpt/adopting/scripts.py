@@ -8,23 +8,27 @@ not there any more is kept without being imported. The history that anemoi keeps
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from migrate_ckpt.adopting.adopted import (
     Adopted,
     functions_of,
+    in_docstring,
     other_packages,
     read_source,
     write_all,
 )
+from migrate_ckpt.adopting.source_text import NotEditable, SourceText, bound_names
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.migration_file import parse
 from migrate_ckpt.python_text import lay_out
 
 _OWN_NAMES = {"CkptType", "MigrationContext", "MigrationMetadata"}
 _MOVES = {"move_attribute": "{}", "move_module": "{}.*"}
+_WITH_MOVES = ("handle", "revert", "MOVED", "rename_class")
 _DELETIONS = {"delete_attribute", "delete_module"}
 
 _HISTORY = '''"""Take over the history of anemoi.
@@ -66,14 +70,6 @@ class _Unusable(Exception):
     """Why a script cannot be taken over."""
 
 
-class _Edit(NamedTuple):
-    """Lines of a file, counted from zero, and what stands in their place."""
-
-    start: int
-    stop: int
-    text: str
-
-
 def adopt_scripts(files: Sequence[Path], target: Path) -> Adopted:
     """Write a migration for each script whose shape allows it, and one that reads the history."""
     texts: list[tuple[str, str]] = []
@@ -97,28 +93,31 @@ def adopt_scripts(files: Sequence[Path], target: Path) -> Adopted:
 
 def _converted(path: Path) -> str:
     try:
-        tree, source = parse(path), read_source(path)
-    except InvalidMigrationFile as error:
+        parse(path)
+        text = SourceText(read_source(path))
+    except (InvalidMigrationFile, SyntaxError, ValueError, RecursionError) as error:
         raise _Unusable(str(error)) from error
-    functions = functions_of(tree)
+    functions = functions_of(text.tree)
     for name in ("migrate", "rollback"):
         _check_takes_checkpoint(functions.get(name))
     moved = _moves(functions["migrate_setup"]) if "migrate_setup" in functions else []
-    lines = source.splitlines()
-    edits = [_without(node) for node in tree.body if _is_of_anemoi(node)]
     renamed = (
         {"migrate": "_migrate", "rollback": "_rollback"}
         if moved
         else {"migrate": "handle", "rollback": "revert"}
     )
-    edits += [
-        _renamed(lines, functions[old], old, new)
-        for old, new in renamed.items()
-        if old in functions
-    ]
-    for edit in sorted(edits, reverse=True):
-        lines[edit.start : edit.stop] = [edit.text] if edit.text else []
-    packages = other_packages(ast.parse("\n".join(lines)))
+    future = [ast.unparse(node) for node in text.tree.body if _is_future(node)]
+    try:
+        _check_names(text, renamed, {*renamed.values(), *(_WITH_MOVES if moved else ())})
+        for node in text.tree.body:
+            if _is_of_anemoi(node) or _is_future(node):
+                text.remove(node)
+        for old, new in renamed.items():
+            text.rename(old, new)
+        body = text.edited()
+        packages = other_packages(ast.parse(body))
+    except (NotEditable, SyntaxError) as error:
+        raise _Unusable(str(error)) from error
     if packages:
         raise _Unusable(f"needs {', '.join(packages)}")
     needed = [
@@ -126,14 +125,48 @@ def _converted(path: Path) -> str:
         for old, name in renamed.items()
         if old not in functions and (moved or old == "migrate")
     ]
-    body = "\n".join(lines).strip("\n") + "".join(map(_passing, needed))
-    text = [*_head(path, moved), "", body + (_HANDLE if moved else "")]
-    return "\n".join(text).rstrip() + "\n"
+    body = body.strip("\n") + "".join(map(_passing, needed))
+    lines = [*_head(path, future, moved), "", body + (_HANDLE if moved else "")]
+    return _checked("\n".join(lines).rstrip() + "\n")
 
 
-def _head(path: Path, moved: Sequence[str]) -> list[str]:
+def _checked(text: str) -> str:
+    """Return the text of a migration, which has been edited, if it is one."""
+    try:
+        with warnings.catch_warnings():
+            # What Python thinks of a user's code is no matter here.
+            warnings.simplefilter("ignore")
+            # It finds more than the parser does, such as a misplaced import of `__future__`.
+            compile(text, "migration", "exec", dont_inherit=True)
+            is_migration = "handle" in functions_of(ast.parse(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _Unusable(f"would be no Python as a migration: {error}") from error
+    if not is_migration:
+        raise _Unusable("would define no `handle` as a migration")
+    return text
+
+
+def _check_names(text: SourceText, renamed: Mapping[str, str], written: set[str]) -> None:
+    """Refuse a file in which a name that is renamed is another thing somewhere, or one that is written is taken."""
+    functions = functions_of(text.tree)
+    found = Counter(bound_names(text.tree))
+    for old in renamed:
+        if found[old] > (old in functions):
+            raise _Unusable(f"has `{old}` as the name of more than one plain function")
+    is_read = any(isinstance(node, ast.Name) and node.id in renamed for node in ast.walk(text.tree))
+    # A variable of a function is in no one's way, unless the function that has the name is read there.
+    hiding = set(renamed.values()) & set(found) if is_read else set()
+    taken = sorted(written & text.own_names | hiding)
+    if taken:
+        raise _Unusable(f"has a `{taken[0]}` of its own")
+
+
+def _head(path: Path, future: Sequence[str], moved: Sequence[str]) -> list[str]:
     title = path.stem.lstrip("0123456789_").replace("_", " ").capitalize() or path.stem
-    head = [f'"""{title}."""', "", "from migrate_ckpt import CkptType"]
+    head = [f'"""{in_docstring(title)}."""', ""]
+    if future:
+        head += [*future, ""]
+    head.append("from migrate_ckpt import CkptType")
     if moved:
         calls = [f"    {lay_out(call, 4)}," for call in moved]
         head += ["from migrate_ckpt.operations import rename_class", "", "MOVED = [", *calls, "]"]
@@ -172,7 +205,7 @@ def _moves(setup: ast.FunctionDef) -> list[str]:
 def _is_of_anemoi(node: ast.stmt) -> bool:
     """Tell whether a statement is for anemoi alone: its types, its metadata, its setup."""
     if isinstance(node, ast.ImportFrom):
-        return {alias.name for alias in node.names} <= _OWN_NAMES
+        return {alias.asname or alias.name for alias in node.names} <= _OWN_NAMES
     if isinstance(node, ast.FunctionDef):
         return node.name in ("migrate_setup", "rollback_setup")
     return isinstance(node, ast.Assign) and any(
@@ -180,12 +213,5 @@ def _is_of_anemoi(node: ast.stmt) -> bool:
     )
 
 
-def _without(node: ast.stmt) -> _Edit:
-    return _Edit(node.lineno - 1, node.end_lineno or node.lineno, "")
-
-
-def _renamed(lines: Sequence[str], function: ast.FunctionDef, old: str, new: str) -> _Edit:
-    line = lines[function.lineno - 1]
-    return _Edit(
-        function.lineno - 1, function.lineno, line.replace(f"def {old}(", f"def {new}(", 1)
-    )
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__" and not node.level

@@ -233,6 +233,20 @@ def rollback(ckpt: CkptType) -> CkptType:
     return ckpt
 '''
 
+PLAIN = """
+def migrate(ckpt):
+    for key in ["in"][0:1]:
+        if key in ckpt:
+            migrate(ckpt[key])
+    ckpt["ran"] = [*ckpt["ran"], [1][0]]
+    return ckpt
+
+
+def rollback(ckpt):
+    ckpt["ran"] = ckpt["ran"][:-1]
+    return ckpt
+"""
+
 
 class TestScripts:
     @pytest.fixture
@@ -292,6 +306,72 @@ class TestScripts:
             to="200_plain",
         )
         assert inspect_file(tmp_path / "back.ckpt").globals == ("argparse.Namespace",)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "from __future__ import annotations\n\n" + PLAIN,
+            "from __future__ import (\n    annotations,  # why\n)\n" + PLAIN,
+            "KEEP = 1\n\f\nLEFT = 2\nmetadata = MigrationMetadata()\n" + PLAIN,
+            '"""a\u2028b\x85\x1c"""\nKEEP = 1\nmetadata = None\n' + PLAIN,
+            "KEEP = '\u2028'; LEFT = 2\nmetadata = None;\n" + PLAIN,
+            "\f" + PLAIN,
+            PLAIN.replace("migrate(", "migrate  ("),
+            PLAIN.replace("def migrate", "def \\\n  migrate"),
+            PLAIN.replace("migrate(", "migrate(  # why\n    "),
+            PLAIN.replace("[1][0]", "('\xe9\U0001f600', [1][[migrate].index(migrate)])[1]"),
+            "metadata = [migrate, migrate]\n" + PLAIN + "def rollback_setup(x):\n    migrate(x)\n",
+            PLAIN + "AGAIN = 'm'\nCHECK = [rollback, migrate]\n",
+            PLAIN.replace("migrate(ckpt[key])", "handle = ckpt[key]; handle['ran'] = [1]"),
+            "class A:\n    def migrate(self):\n        return self.migrate(migrate=1)\n" + PLAIN,
+        ],
+    )
+    @pytest.mark.parametrize("setup", ["", SETUP], ids=["plain", "moves"])
+    @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=repr)
+    def test_what_python_reads_is_taken_over_whole(
+        self, tmp_path: Path, text: str, setup: str, line_end: str
+    ) -> None:
+        old = tmp_path / "old"
+        old.mkdir()
+        (old / "1_a.py").write_bytes((text + setup).replace("\n", line_end).encode())
+
+        assert adopt(old, tmp_path / "new").left == ()
+
+        written = (tmp_path / "new" / "1_a.py").read_text()
+        assert "metadata" not in written
+        made, _ = migrate_from_folder({"ran": [], "in": {"ran": []}}, tmp_path / "new")
+        assert (made["ran"], made["in"]["ran"]) == ([1], [1])
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            (PLAIN + "migrate = None\n", "more than one plain function"),
+            (PLAIN.replace("return", "(lambda migrate: 1)(1)\n    return"), "more than one plain"),
+            ("async def migrate(ckpt):\n    return ckpt\n", "more than one plain function"),
+            (PLAIN + "revert = None\n", "has a `revert` of its own"),
+            (PLAIN.replace("return", "handle = migrate\n    return"), "has a `handle` of its own"),
+            ("X = 1; metadata = None\n" + PLAIN, "more than one statement on line 1"),
+            ("metadata = None; X = 1\n" + PLAIN, "more than one statement on line 1"),
+        ],
+    )
+    def test_what_cannot_be_edited_safely_is_left_and_named(
+        self, tmp_path: Path, text: str, reason: str
+    ) -> None:
+        old = write(tmp_path / "old", {"1_a.py": text, "2_b.py": PLAIN})
+
+        adopted = adopt(old, tmp_path / "new")
+
+        [(name, why)] = adopted.left
+        assert name == "1_a.py"
+        assert reason in why
+        assert names(tmp_path / "new") == ["0000_take_over_the_history", "2_b"]
+
+    def test_name_of_the_file_stays_a_text(self, tmp_path: Path) -> None:
+        old = write(tmp_path / "old", {'1_a"""\\x.py': PLAIN})
+
+        adopt(old, tmp_path / "new")
+
+        assert read_set(tmp_path / "new").files[1].title == 'A"""\\x.'
 
     @pytest.mark.parametrize(
         ("text", "reason"),
