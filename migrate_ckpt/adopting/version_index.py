@@ -46,12 +46,12 @@ Due to checkpoints of before {told}.
 
 from migrate_ckpt import CkptType
 
-from .{helper} import {function}
+from .{helper} import {function} as upgrade
 from .{versions} import is_before
 
 
 def handle(ckpt: CkptType) -> CkptType:
-    return {function}(ckpt) if is_before(ckpt, {version}) else ckpt
+    return upgrade(ckpt) if is_before(ckpt, {version}) else ckpt
 '''
 
 _LAST = '''"""Write down that the checkpoint is of version {told}.

@@ -124,6 +124,18 @@ class TestIndex:
         assert ckpt.get("ran", []) == ran
         assert ckpt["version"] == ("2.0.0" if ran else version)
 
+    def test_function_may_have_a_name_of_ours(self, tmp_path: Path) -> None:
+        functions = "".join(
+            f"def {name}(ckpt):\n    return {{**ckpt, {name!r}: 1}}\n\n\n"
+            for name in ("handle", "is_before")
+        )
+        (tmp_path / "a.py").write_text(functions + "X = {'1.0': [handle, is_before]}\n")
+        adopt(tmp_path / "a.py", tmp_path / "new", version_key="version")
+
+        ckpt, _ = migrate_from_folder({"version": "0.1"}, tmp_path / "new")
+
+        assert (ckpt["handle"], ckpt["is_before"]) == (1, 1)
+
     def test_newest_version_is_set_in_whatever_order_they_stand(self, tmp_path: Path) -> None:
         text = "def f(ckpt):\n    return ckpt\n\n\nX = {'1.10': [f], '1.9': [f], '1.10rc1': [f]}\n"
         (tmp_path / "a.py").write_text(text)
