@@ -52,12 +52,6 @@ def read_source(path: Path) -> str:
     return text if encoding.startswith("utf-8") else _CODING.sub(r"\1utf-8", text, count=1)
 
 
-def in_docstring(text: str) -> str:
-    """Return a text of someone else's as it can stand between three double quotes, whatever is in it."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable.replace("\\", "\\\\").replace('"', '\\"')
-
-
 def other_packages(tree: ast.Module) -> list[str]:
     """Return the packages that a file imports and that are not there wherever migrations run, sorted."""
     found: set[str] = set()

@@ -16,7 +16,6 @@ from pathlib import Path
 from migrate_ckpt.adopting.adopted import (
     Adopted,
     functions_of,
-    in_docstring,
     other_packages,
     read_source,
     write_all,
@@ -24,7 +23,7 @@ from migrate_ckpt.adopting.adopted import (
 from migrate_ckpt.adopting.source_text import NotEditable, SourceText, bound_names
 from migrate_ckpt.errors import InvalidMigrationFile
 from migrate_ckpt.migration_file import parse
-from migrate_ckpt.python_text import lay_out
+from migrate_ckpt.python_text import in_docstring, lay_out
 
 _OWN_NAMES = {"CkptType", "MigrationContext", "MigrationMetadata"}
 _MOVES = {"move_attribute": "{}", "move_module": "{}.*"}

@@ -15,13 +15,12 @@ from pathlib import Path
 from migrate_ckpt.adopting.adopted import (
     Adopted,
     functions_of,
-    in_docstring,
     other_packages,
     read_source,
     write_all,
 )
 from migrate_ckpt.adopting.versions import comparable
-from migrate_ckpt.python_text import lay_out
+from migrate_ckpt.python_text import in_docstring, lay_out
 
 HELPER = "_upgrades"
 VERSIONS = "_versions"

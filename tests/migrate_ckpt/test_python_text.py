@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from migrate_ckpt.python_text import lay_out
+from migrate_ckpt.python_text import in_docstring, lay_out
 
 LONG = "layers.{i}.attention.self.projection.weight"
 
@@ -54,3 +54,14 @@ def test_many_numbers_fill_lines() -> None:
 
     assert max(map(len, text.splitlines())) <= 100
     assert len(text.splitlines()) < 12
+
+
+@pytest.mark.parametrize(
+    "text", ['"', 'a\\"', '"""', "a\\", "\\", "a\nb", "\udc80", "\u2028", "\0", "it's"]
+)
+def test_docstring_keeps_any_text(text: str) -> None:
+    module = ast.parse(f'"""{in_docstring(text)}"""\n'.encode())
+
+    assert ast.get_docstring(module, clean=False) == (
+        text if text.isprintable() else repr(text)[1:-1]
+    )
