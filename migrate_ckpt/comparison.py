@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping
 from typing import TYPE_CHECKING
 
 from migrate_ckpt.history import ckpt_migration_key, records_key
@@ -36,8 +36,11 @@ def find_unlike(
 
 def _entries(ckpt: CkptType, written: Collection[str]) -> dict[tuple[str, ...], OutlineEntry]:
     entries = outline(ckpt, max_entries=sys.maxsize, identify=lambda tensor: _Bits(tensor, written))
-    history = {(ckpt_migration_key,), (records_key,)}
-    return {entry.path: entry for entry in entries if entry.path[:1] not in history}
+    left_out: set[tuple[str, ...]] = {(ckpt_migration_key,), (records_key,)}
+    if isinstance(ckpt, Mapping):
+        # That it is empty does not show in one with a history.
+        left_out.add(())
+    return {entry.path: entry for entry in entries if entry.path[:1] not in left_out}
 
 
 class _Bits:

@@ -35,10 +35,8 @@ def _doubts(draft: Draft) -> Iterator[tuple[str, str]]:
         yield f"made of nothing old: {list_keys(draft.unknown)}", "bold yellow"
     if draft.changed:
         yield f"other content under one name, as after training: {list_keys(draft.changed)}", ""
-    unexplained = set(draft.differing) - set(draft.changed) - set(draft.unknown)
-    unexplained -= {key for olds, news in draft.undecided for key in (*olds, *news)}
-    if draft.has_content and unexplained:
-        yield f"not as in NEW: {list_keys(sorted(unexplained))}", "bold yellow"
+    if draft.unexplained:
+        yield f"not as in NEW: {list_keys(draft.unexplained)}", "bold yellow"
     yield from ((sentence, "") for sentence in draft.notes)
 
 

@@ -48,7 +48,8 @@ def autogenerate(options: Namespace) -> int:
     path = fixture = None
     if not options.print and draft.drafted:
         path = new_migration(options.folder, options.name, text=text)
-        fixture = _write_fixture(options, path)
+        # One of a draft that somebody has to finish would hold it to what it is not to be.
+        fixture = _write_fixture(options, path) if draft.is_complete else None
     if options.json:
         paths = {"path": path, "fixture": fixture}
         data = {name: None if found is None else str(found) for name, found in paths.items()}

@@ -15,6 +15,7 @@ from migrate_ckpt.drafting.draft import Draft
 from migrate_ckpt.drafting.matching import match_tensors
 from migrate_ckpt.drafting.others import UNKNOWN, is_dense, label_of, pair_others
 from migrate_ckpt.drafting.proof import find_differing
+from migrate_ckpt.drafting.ties import find_ties
 from migrate_ckpt.drafting.values import ValueChanges, compare_values
 from migrate_ckpt.errors import InvalidManifest
 from migrate_ckpt.file_run import as_checkpoint, read_tensors
@@ -97,12 +98,16 @@ def draft_migration(
         place = () if section is None else to_path(section)
         return Draft(
             (*around, *(_in_section(d, place) for d in drafted), *changes.drafted),
-            len(match.kept) - len(match.changed),
+            len(match.kept - set(match.changed)),
             has_content,
             undecided=tuple(undecided),
             unknown=tuple(match.unknown),
             changed=tuple(match.changed),
-            notes=(*_notes(before, after, unknown, undecided), *changes.notes),
+            notes=(
+                *_notes(before, after, unknown, undecided),
+                *(find_ties(match, before.tensors, after.tensors) if has_content else ()),
+                *changes.notes,
+            ),
             differing=tuple(differing),
         )
 
@@ -189,5 +194,16 @@ def _notes(
             )
     if any(has_brace(key) for group in undecided for keys in group for key in keys):
         yield "A template cannot name keys with braces in them, but a compiled regex can."
+    numbers = [_other_names(side.ckpt, side.path) for side in (before, after)]
+    if numbers[0] != numbers[1]:
+        yield f"Keys that are no text are not compared: {list_keys(sorted(numbers[0] ^ numbers[1]))}."
     if unknown:
         yield f"No dense tensors, and only in the new state dict: {list_keys(sorted(unknown))}."
+
+
+def _other_names(ckpt: Any, path: KeyPath | None) -> set[str]:
+    """Return the keys of a state dict that are no text, as texts."""
+    if path is None:
+        return set()
+    ((_, state_dict),) = find_sections(ckpt, (path,))
+    return {repr(key) for key in state_dict if type(key) is not str}

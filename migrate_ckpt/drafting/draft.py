@@ -44,8 +44,15 @@ class Draft:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left for a person to decide."""
-        return not self.undecided and not self.unknown
+        """Whether nothing is left for a person to decide, and no key is other than it should be for no known reason."""
+        return not self.undecided and not self.unknown and not self.unexplained
+
+    @property
+    def unexplained(self) -> tuple[str, ...]:
+        """The keys that differ although nothing is known of them that says why."""
+        known = {*self.changed, *self.unknown}
+        known |= {key for group in self.undecided for keys in group for key in keys}
+        return tuple(key for key in self.differing if key not in known)
 
     @property
     def is_proved(self) -> bool:
@@ -100,6 +107,10 @@ class Draft:
             yield ""
             yield "TODO: nothing old makes these; `add` puts them in:"
             yield from (f"  {printable(key)}" for key in self.unknown)
+        if self.unexplained:
+            yield ""
+            yield "TODO: what the operations make of these is not what is in the new file:"
+            yield from _listed("  ", self.unexplained)
 
     def to_dict(self) -> dict[str, Any]:
         return {

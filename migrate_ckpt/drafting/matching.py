@@ -218,8 +218,10 @@ class _Matcher:
         """Pair what is alike by where it stands."""
         known = self.match.known_pairs()
         dtypes = self._new_dtypes()
-        olds = {key: self._label_as(key, dtypes) for key in self._old_left}
-        news = {key: self._new_label(key) for key in self._new_left}
+        olds = {
+            k: self._label_as(k, dtypes) for k in self._evidence(self._old_left, self._old_content)
+        }
+        news = {k: self._new_label(k) for k in self._evidence(self._new_left, self._new_content)}
         # Without content in common, a tensor that is not telling is no evidence for one that is.
         pairs = pair_names(olds, news, known, counts_layers=not self.has_content)
         for new_key, old_key in pairs.items():
@@ -248,13 +250,28 @@ class _Matcher:
         dtypes = self._new_dtypes()
         olds = {k: _form(self._old[k], dtypes) for k in self._old_left}
         news = {k: _form(self._new[k], {}) for k in self._new_left}
-        if self.has_content:
+        if self._shares_content():
             # What holds one number all over has not been trained, and is what it was.
             olds = {k: (form, self._number(self._old, k)) for k, form in olds.items()}
             news = {k: (form, self._number(self._new, k)) for k, form in news.items()}
         for new_key, old_key in pair_names(olds, news, known, counts_layers=True).items():
             self._pair(old_key, new_key, "likely")
             self.match.changed.append(new_key)
+
+    def _evidence(self, left: Mapping[str, None], content: Content) -> list[str]:
+        """Return the keys whose content may say what they are; one number all over does not where nothing else does."""
+        if not self.has_content or self._shares_content():
+            return list(left)
+        return [key for key in left if content.is_telling(key)]
+
+    def _shares_content(self) -> bool:
+        """Tell whether the new side holds anything of the old one: of two that were trained apart it does not."""
+        if not self.has_content:
+            return False
+        kept = self.match.kept.difference(self.match.changed)
+        return any(map(self._new_content.is_telling, kept)) or any(
+            making.certainty == "proved" for making in self.match.makings.values()
+        )
 
     def _number(self, tensors: Tensors, key: str) -> float | None:
         """Return the one number that all elements of a tensor are, of several."""
@@ -284,8 +301,9 @@ class _Matcher:
     ) -> dict[Hashable, list[str]]:
         """Group keys by what one must share with the other side's to be made of it, in whatever way."""
         forms: dict[Hashable, list[str]] = defaultdict(list)
+        by_number = self._shares_content()
         for key in left:
-            number = self._number(tensors, key) if self.has_content else None
+            number = self._number(tensors, key) if by_number else None
             forms[tuple(sorted(tensors[key].shape)), number].append(key)
         return forms
 

@@ -200,3 +200,70 @@ def test_values_that_hold_themselves_are_compared(drafted: Any, tmp_path: Path) 
     new_migration(tmp_path / "m", "made", text=draft.source("Made", ("old", "new")))
     ckpt, _ = migrate_from_folder({"state_dict": {"a": weight}, "lr": 1.0}, tmp_path / "m")
     assert ckpt["rate"] == 1.0
+
+
+def test_constants_tell_nothing_of_models_that_were_trained_apart(drafted: Any) -> None:
+    """A norm starts with ones and zeros: in a new model that is no sign of new tensors."""
+
+    def saved(name: str, *, is_trained: bool) -> dict[str, torch.Tensor]:
+        layers = torch.nn.Sequential(
+            torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.BatchNorm1d(4)
+        )
+        state = torch.nn.ModuleDict({name: layers}).state_dict()
+        return {
+            k: v + torch.rand(v.shape).to(v.dtype) if is_trained else v for k, v in state.items()
+        }
+
+    for trained in ("old", "new"):
+        draft = drafted(
+            saved("backbone", is_trained=trained == "old"),
+            saved("encoder", is_trained=trained == "new"),
+        )
+
+        assert written(draft) == ["rename('backbone.{i}.{kind}', 'encoder.{i}.{kind}')"]
+        assert len(draft.likely) == 9
+        assert not draft.is_proved
+
+
+def test_ties_are_said(drafted: Any) -> None:
+    weight = torch.randn(3, 4)
+
+    tied = drafted({"emb": weight, "head": weight.clone()}, {"a.emb": weight, "head": weight})
+    untied = drafted({"emb": weight, "head": weight}, {"emb": weight, "head": weight.clone()})
+
+    assert tied.notes == (
+        "One tensor in the new state dict, and not in the old one: 'a.emb', 'head'; `tie` makes it so.",
+    )
+    assert untied.notes == (
+        "One tensor in the old state dict, and not in the new one: 'emb', 'head'; `untie` makes it so.",
+    )
+
+
+def test_keys_that_are_no_text_are_said(drafted: Any) -> None:
+    weight, other = torch.randn(3), torch.randn(2)
+
+    draft = drafted({1: weight, 2: weight, "w": other}, {1: weight, 3: weight, "v": other})
+
+    assert written(draft) == ["rename('w', 'v')"]
+    assert draft.notes == ("Keys that are no text are not compared: '2', '3'.",)
+
+
+def test_what_is_not_as_in_the_new_file_leaves_the_draft_open(drafted: Any) -> None:
+    weight = torch.randn(3, 4)
+
+    draft = drafted({"a": weight.half(), "b": weight}, {"a": weight * 1.001, "b": weight})
+
+    assert written(draft) == ["cast('float32')"]
+    assert draft.differing == draft.unexplained == ("a",)
+    assert not draft.is_complete
+    assert "# TODO: what the operations make of these is not what" in draft.source("X", ("a", "b"))
+
+
+def test_tensors_that_were_renamed_and_trained_on_do_not_count_as_before(drafted: Any) -> None:
+    draft = drafted(
+        {"m.a": torch.randn(3, 4), "m.b": torch.randn(5)},
+        {"n.a": torch.randn(3, 4), "n.b": torch.randn(5)},
+    )
+
+    assert set(draft.changed) == {"n.a", "n.b"}
+    assert draft.kept == 0
