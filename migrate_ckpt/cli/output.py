@@ -72,9 +72,10 @@ def describe_report(source: Path, target: Path, report: Report, *, is_one_of_man
 
 def describe_inspection(source: Path, inspection: Inspection) -> str:
     """Format, history, what it names, and the outline."""
-    lines = [
-        f"{shown(source)}: {inspection.format}, {inspection.size:,} bytes, pickle protocol {inspection.protocol}"
-    ]
+    form = f"{shown(source)}: {inspection.format}, {inspection.size:,} bytes"
+    if "safetensors" not in inspection.format:
+        form += f", pickle protocol {inspection.protocol}"
+    lines = [form]
     if inspection.history_error:
         lines.append(f"history: unusable: {inspection.history_error}")
     else:

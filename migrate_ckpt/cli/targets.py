@@ -19,6 +19,10 @@ def find_targets(options: Namespace, sources: Sequence[SourceFile]) -> dict[Path
     if options.output is not None:
         if len(sources) > 1:
             refuse_usage("-o names one file: for several sources give --output-dir or --in-place")
+        if not options.force and _is_same(sources[0].path, options.output):
+            refuse_usage(
+                f"-o would replace {shown(options.output)} itself: if you mean that, give --in-place"
+            )
         return {sources[0].path: options.output}
     targets: dict[Path, Path] = {}
     by_target: dict[Path, Path] = {}
@@ -30,12 +34,16 @@ def find_targets(options: Namespace, sources: Sequence[SourceFile]) -> dict[Path
                 f"{str(other)!r} and {str(source.path)!r} would both become {str(target)!r}. Give the folder "
                 "they are in, or a pattern in quotes: then their sub-folders are kept"
             )
-        if source.path.exists() and target.exists() and target.samefile(source.path):
+        if _is_same(source.path, target):
             refuse_usage(
                 f"--output-dir would replace {shown(source.path)} itself: if you mean that, give --in-place"
             )
         targets[source.path] = target
     return targets
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    return source.exists() and target.exists() and target.samefile(source)
 
 
 @contextmanager

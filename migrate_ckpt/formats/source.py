@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,7 +58,11 @@ class FileSource:
         else:
             self.path = Path(path)
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            # It can be opened, and reading it would raise the same without the path.
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
+        self.size = status.st_size
 
     def fileno(self) -> int:
         return self._descriptor

@@ -220,3 +220,21 @@ def test_a_source_that_is_gone_does_not_stop_the_others(runs):
     assert main(["run", "runs/best.pt", "runs/one/last.ckpt", "--output-dir", "new"]) == 2
 
     assert found_below("new") == ["best.pt", "last.ckpt"]
+
+
+def test_a_source_is_no_target_of_itself_by_accident(runs, capsys):
+    before = Path("runs/best.pt").read_bytes()
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "runs/best.pt", "-o", "./runs/best.pt"])
+
+    assert "give --in-place" in capsys.readouterr().err
+    assert Path("runs/best.pt").read_bytes() == before
+    assert main(["run", "runs/best.pt", "-o", "runs/best.pt", "--force"]) == 0
+    assert read_checkpoint("runs/best.pt")["a"] is True
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(runs, capsys):
+    assert main(["manifest", "runs"]) == 2
+
+    assert "'runs'" in capsys.readouterr().err
