@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from migrate_ckpt.errors import NotInvertible
+from migrate_ckpt.operations.classes import RenameClass
 from migrate_ckpt.operations.contents import Add, Drop
 from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.patterns import KeyPattern, is_exact
 from migrate_ckpt.operations.reindexing import Reindex
-from migrate_ckpt.operations.renaming import Rename
+from migrate_ckpt.operations.renaming import Rename, StripPrefix
 from migrate_ckpt.operations.reshaping import Cast, Concat, Split
 from migrate_ckpt.operations.sections import MODEL_SECTIONS
 from migrate_ckpt.operations.stacking import Stack, Unstack
@@ -65,12 +66,20 @@ def _merge(first: Operation, second: Operation) -> Merged:
 
 
 def _undoes(first: Operation, second: Operation) -> bool:
-    if getattr(first, "missing", "error") == "skip":
+    if getattr(first, "missing", "error") == "skip" or _may_join(first):
         return False
     try:
         return first.declared_inverse() == (second,)
     except NotInvertible:
         return False
+
+
+def _may_join(operation: Operation) -> bool:
+    """Tell whether what it makes may have been there before and stays as it is, which the way back would take too."""
+    if isinstance(operation, Reindex) and operation.numbers is not None:
+        # A layer of two numbers may become one, if no key of the one is a key of the other.
+        return {old for old, _ in operation.numbers} != {new for _, new in operation.numbers}
+    return isinstance(operation, StripPrefix | RenameClass)
 
 
 def _of_one_section(first: StateDictOperation, second: StateDictOperation) -> bool:

@@ -10,26 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrate_ckpt.comparison import find_unlike
-from migrate_ckpt.errors import OperationError
+from migrate_ckpt.errors import NotInvertible, OperationError
+from migrate_ckpt.foreign import ForeignGlobal
 from migrate_ckpt.operations import (
     Operation,
     add,
+    add_prefix,
     cast,
     concat,
     drop,
     drop_value,
     permute_rows,
+    reindex,
     rename,
+    rename_class,
     rename_value,
     set_value,
     split,
+    strip_prefix,
     tie,
     transpose,
 )
 from migrate_ckpt.squashing.merging import merge
 
 KEYS = ["a", "b", "c", "d", "e"]
+LAYERS = ["l.0.a", "l.1.b", "m.a", "m.l.1.b"]
 NAMES = ["lr", "rate", "eps"]
+CLASSES = ["p.A", "p.B", "q.A"]
 
 key = st.sampled_from(KEYS)
 name = st.sampled_from(NAMES)
@@ -56,14 +63,39 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     .filter(lambda names: names[0] != names[1])
     .map(lambda names: rename_value(f"hyper.{names[0]}", names[1])),
     name.map(lambda n: drop_value(f"hyper.{n}")),
+    st.sampled_from([strip_prefix("m"), add_prefix("m")]),
+    st.sampled_from([rename_class("p.*", "q.*"), rename_class("q.*", "p.*")]),
+    st.lists(st.sampled_from(CLASSES), min_size=2, max_size=2, unique=True).map(
+        lambda classes: rename_class(*classes)
+    ),
+    st.sampled_from([{0: 1}, {1: 0}, {0: 1, 1: 0}]).map(lambda to: reindex("l.{i}", to)),
+    st.sampled_from([1, -1]).map(lambda shift: reindex("l.{i}", shift=shift)),
     st.tuples(name, st.integers(0, 3)).map(lambda pair: set_value(f"hyper.{pair[0]}", pair[1])),
 )
+
+
+def there_and_back(operation: Operation) -> list[Operation]:
+    try:
+        return [operation, *operation.declared_inverse()]
+    except NotInvertible:
+        return [operation]
+
+
+LISTS = st.lists(
+    OPERATIONS.map(lambda operation: [operation]) | OPERATIONS.map(there_and_back),
+    min_size=1,
+    max_size=10,
+).map(lambda lists: [operation for each in lists for operation in each])
 
 
 def checkpoint(present: list[str], seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     weights = {k: torch.randn(2, 2, generator=generator) for k in present}
-    return {"state_dict": {**weights, "z": torch.ones(1)}, "hyper": {"lr": 0.1, "eps": 2}}
+    return {
+        "state_dict": {**weights, "z": torch.ones(1)},
+        "hyper": {"lr": 0.1, "eps": 2},
+        "classes": {name: ForeignGlobal.named(*name.split(".")) for name in CLASSES},
+    }
 
 
 def applied(operations: list[Operation], ckpt: Any) -> tuple[list[Operation], Any]:
@@ -80,8 +112,8 @@ def applied(operations: list[Operation], ckpt: Any) -> tuple[list[Operation], An
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.lists(OPERATIONS, min_size=1, max_size=10),
-    st.lists(key, unique=True, max_size=4),
+    LISTS,
+    st.lists(key | st.sampled_from(LAYERS), unique=True, max_size=5),
     st.integers(0, 2**16),
 )
 def test_merged_operations_make_the_same(
@@ -98,7 +130,7 @@ def test_merged_operations_make_the_same(
     assert find_unlike(by_many, by_few) == []
 
 
-@given(st.lists(OPERATIONS, max_size=10))
+@given(LISTS)
 def test_merging_again_changes_nothing(operations: list[Operation]) -> None:
     merged = merge(operations)
 

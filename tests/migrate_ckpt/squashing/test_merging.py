@@ -7,6 +7,7 @@ import pytest
 from migrate_ckpt.operations import (
     Operation,
     add,
+    add_prefix,
     cast,
     concat,
     drop,
@@ -14,9 +15,11 @@ from migrate_ckpt.operations import (
     normalise,
     reindex,
     rename,
+    rename_class,
     rename_value,
     set_value,
     split,
+    strip_prefix,
     transpose,
 )
 from migrate_ckpt.squashing.merging import merge
@@ -47,6 +50,7 @@ A_TO_B, B_TO_C = rename("a", "b"), rename("b", "c")
         ([split("a", ["b", "c"]), concat(["b", "c"], "a")], []),
         ([reindex("l.{i}", shift=2), reindex("l.{i}", shift=-2)], []),
         ([reindex("l.{i}", shift=2), reindex("l.{i}", shift=1)], [reindex("l.{i}", shift=3)]),
+        ([reindex("l.{i}", {0: 1, 1: 0}), reindex("l.{i}", {1: 0, 0: 1})], []),
         ([rename_value("h.a", "b"), rename_value("h.b", "c")], [rename_value("h.a", "c")]),
         ([rename_value("h.a", "b"), drop_value("h.b")], [drop_value("h.a")]),
         ([set_value("h.a", 1), drop("x"), set_value("h.a", 2)], [set_value("h.a", 2), drop("x")]),
@@ -75,6 +79,10 @@ def test_become_fewer(operations: list[Operation], merged: list[Operation]) -> N
         [add("a", 1, existing="skip"), drop("a")],
         [drop("a"), add("a", 1)],
         [set_value("h", {}), rename_value("h.a", "b"), set_value("h", {})],
+        [strip_prefix("module"), add_prefix("module")],
+        [rename_class("p.A", "p.B"), rename_class("p.B", "p.A")],
+        [rename_class("p.*", "q.*"), rename_class("q.*", "p.*")],
+        [reindex("l.{i}", {0: 1}), reindex("l.{i}", {1: 0})],
     ],
     ids=lambda operations: " ".join(map(str, operations)),
 )
