@@ -154,8 +154,10 @@ def _value_renames(first: RenameValue, second: RenameValue) -> Merged:
 
 
 def _rename_then_drop_value(first: RenameValue, second: DropValue) -> Merged:
-    is_it = second.path == (*first.path[:-1], first.name) and first.missing == second.missing
-    return [replace(second, path=first.path)] if is_it else None
+    # With "skip" nothing may be renamed, and what had the new name before is dropped.
+    if second.path != (*first.path[:-1], first.name) or "skip" in (first.missing, second.missing):
+        return None
+    return [replace(second, path=first.path)]
 
 
 def _set_values(first: SetValue, second: SetValue) -> Merged:

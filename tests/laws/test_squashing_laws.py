@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from hypothesis import given, settings
@@ -31,6 +31,7 @@ from migrate_ckpt.operations import (
     tie,
     transpose,
 )
+from migrate_ckpt.operations.state_dict_operation import Missing
 from migrate_ckpt.squashing.merging import merge
 
 KEYS = ["a", "b", "c", "d", "e"]
@@ -40,14 +41,16 @@ CLASSES = ["p.A", "p.B", "q.A"]
 
 key = st.sampled_from(KEYS)
 name = st.sampled_from(NAMES)
+missing: st.SearchStrategy[Missing] = st.sampled_from(get_args(Missing))
 two = st.lists(key, min_size=2, max_size=2, unique=True)
+two_names = st.lists(name, min_size=2, max_size=2, unique=True)
 mapping = st.dictionaries(key, key, min_size=1, max_size=3).filter(
     lambda pairs: len(set(pairs.values())) == len(pairs)
 )
 OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
-    two.map(lambda keys: rename(*keys)),
+    st.tuples(two, missing).map(lambda pair: rename(*pair[0], missing=pair[1])),
     mapping.map(rename),
-    key.map(drop),
+    st.tuples(key, missing).map(lambda pair: drop(pair[0], missing=pair[1])),
     key.map(lambda k: add(k, 1.0, shape=[2, 2])),
     key.map(transpose),
     key.map(lambda k: permute_rows(k, [1, 0])),
@@ -59,10 +62,10 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     ),
     two.map(lambda keys: add(keys[0], copy_of=keys[1])),
     two.map(lambda keys: tie(*keys)),
-    st.tuples(name, name)
-    .filter(lambda names: names[0] != names[1])
-    .map(lambda names: rename_value(f"hyper.{names[0]}", names[1])),
-    name.map(lambda n: drop_value(f"hyper.{n}")),
+    st.tuples(two_names, missing).map(
+        lambda pair: rename_value(f"hyper.{pair[0][0]}", pair[0][1], missing=pair[1])
+    ),
+    st.tuples(name, missing).map(lambda pair: drop_value(f"hyper.{pair[0]}", missing=pair[1])),
     st.sampled_from([strip_prefix("m"), add_prefix("m")]),
     st.sampled_from([rename_class("p.*", "q.*"), rename_class("q.*", "p.*")]),
     st.lists(st.sampled_from(CLASSES), min_size=2, max_size=2, unique=True).map(
@@ -81,8 +84,22 @@ def there_and_back(operation: Operation) -> list[Operation]:
         return [operation]
 
 
+def renamed_and_dropped(names: list[str], missing: Missing) -> list[Operation]:
+    old, new = names
+    if old in KEYS:
+        return [rename(old, new, missing=missing), drop(new, missing=missing)]
+    return [
+        rename_value(f"hyper.{old}", new, missing=missing),
+        drop_value(f"hyper.{new}", missing=missing),
+    ]
+
+
 LISTS = st.lists(
-    OPERATIONS.map(lambda operation: [operation]) | OPERATIONS.map(there_and_back),
+    st.one_of(
+        OPERATIONS.map(lambda operation: [operation]),
+        OPERATIONS.map(there_and_back),
+        st.builds(renamed_and_dropped, two | two_names, missing),
+    ),
     min_size=1,
     max_size=10,
 ).map(lambda lists: [operation for each in lists for operation in each])

@@ -79,6 +79,7 @@ def test_become_fewer(operations: list[Operation], merged: list[Operation]) -> N
         [add("a", 1, existing="skip"), drop("a")],
         [drop("a"), add("a", 1)],
         [set_value("h", {}), rename_value("h.a", "b"), set_value("h", {})],
+        [rename_value("h.a", "b", missing="skip"), drop_value("h.b", missing="skip")],
         [strip_prefix("module"), add_prefix("module")],
         [rename_class("p.A", "p.B"), rename_class("p.B", "p.A")],
         [rename_class("p.*", "q.*"), rename_class("q.*", "p.*")],
