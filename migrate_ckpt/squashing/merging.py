@@ -222,12 +222,17 @@ def _is_within(path: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _is_beside(keys: Operation, values: Operation) -> bool:
-    """Tell whether one works on the model's state dict, and the other on what stands beside it."""
+    """Tell whether one works on the model's state dict, and the other on what stands beside it.
+
+    A checkpoint may be a state dict itself, and a key of it the first name of a path.
+    """
     if not isinstance(keys, StateDictOperation) or not isinstance(values, PathOperation):
         return False
-    paths = _paths_of(values)
-    return (
-        keys.section is None
-        and paths is not None
-        and not any(path[0] in MODEL_SECTIONS for path in paths)
-    )
+    named, paths = _keys_of(keys), _paths_of(values)
+    if keys.section is not None or named is None or paths is None:
+        return False
+    if len(values.path) == 1 and not isinstance(values, RenameValue):
+        # What else stands at the top tells whether a checkpoint is a state dict itself.
+        return False
+    tops = [path[0] for path in paths]
+    return not any(top in MODEL_SECTIONS or may_meet(key, top) for top in tops for key in named)

@@ -76,6 +76,16 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.tuples(name, st.integers(0, 3)).map(lambda pair: set_value(f"hyper.{pair[0]}", pair[1])),
 )
 
+few = st.sampled_from(KEYS[:3])
+two_of_few = st.lists(few, min_size=2, max_size=2, unique=True)
+FLAT_OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
+    two_of_few.map(lambda keys: rename(*keys)),
+    few.map(drop),
+    two_of_few.map(lambda keys: rename_value(*keys)),
+    few.map(drop_value),
+    st.tuples(few, st.sampled_from([1, {}])).map(lambda pair: set_value(*pair)),
+)
+
 
 def there_and_back(operation: Operation) -> list[Operation]:
     try:
@@ -106,13 +116,16 @@ LISTS = st.lists(
 
 
 def checkpoint(present: list[str], seed: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    weights = {k: torch.randn(2, 2, generator=generator) for k in present}
     return {
-        "state_dict": {**weights, "z": torch.ones(1)},
+        "state_dict": {**tensors(present, seed), "z": torch.ones(1)},
         "hyper": {"lr": 0.1, "eps": 2},
         "classes": {name: ForeignGlobal.named(*name.split(".")) for name in CLASSES},
     }
+
+
+def tensors(present: list[str], seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {k: torch.randn(2, 2, generator=generator) for k in present}
 
 
 def applied(operations: list[Operation], ckpt: Any) -> tuple[list[Operation], Any]:
@@ -127,6 +140,17 @@ def applied(operations: list[Operation], ckpt: Any) -> tuple[list[Operation], An
     return done, ckpt
 
 
+def check(operations: list[Operation], ckpt: dict[str, Any]) -> None:
+    done, by_many = applied(operations, copy.deepcopy(ckpt))
+
+    merged = merge(done)
+
+    fewer, by_few = applied(merged, copy.deepcopy(ckpt))
+    assert fewer == merged
+    assert len(merged) <= len(done)
+    assert find_unlike(by_many, by_few) == []
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     LISTS,
@@ -136,15 +160,15 @@ def applied(operations: list[Operation], ckpt: Any) -> tuple[list[Operation], An
 def test_merged_operations_make_the_same(
     operations: list[Operation], present: list[str], seed: int
 ) -> None:
-    ckpt = checkpoint(present, seed)
-    done, by_many = applied(operations, copy.deepcopy(ckpt))
+    check(operations, checkpoint(present, seed))
 
-    merged = merge(done)
 
-    fewer, by_few = applied(merged, copy.deepcopy(ckpt))
-    assert fewer == merged
-    assert len(merged) <= len(done)
-    assert find_unlike(by_many, by_few) == []
+@settings(max_examples=400, deadline=None)
+@given(st.lists(FLAT_OPERATIONS, max_size=6), st.lists(few, unique=True, min_size=1))
+def test_keys_of_a_flat_state_dict_are_values_too(
+    operations: list[Operation], present: list[str]
+) -> None:
+    check(operations, {**tensors(present, 0), "z": torch.ones(1)})
 
 
 @given(LISTS)

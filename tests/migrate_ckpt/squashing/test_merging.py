@@ -55,6 +55,10 @@ A_TO_B, B_TO_C = rename("a", "b"), rename("b", "c")
         ([rename_value("h.a", "b"), drop_value("h.b")], [drop_value("h.a")]),
         ([set_value("h.a", 1), drop("x"), set_value("h.a", 2)], [set_value("h.a", 2), drop("x")]),
         ([A_TO_B, B_TO_C, rename("c", "a")], []),
+        (
+            [A_TO_B, rename_value("lr", "rate"), B_TO_C],
+            [rename("a", "c"), rename_value("lr", "rate")],
+        ),
     ],
     ids=lambda operations: " ".join(map(str, operations)) if isinstance(operations, list) else None,
 )
@@ -80,6 +84,11 @@ def test_become_fewer(operations: list[Operation], merged: list[Operation]) -> N
         [drop("a"), add("a", 1)],
         [set_value("h", {}), rename_value("h.a", "b"), set_value("h", {})],
         [rename_value("h.a", "b", missing="skip"), drop_value("h.b", missing="skip")],
+        [drop("a"), rename_value("x", "a"), drop("a")],
+        [A_TO_B, rename_value("c", "d"), B_TO_C],
+        [A_TO_B, rename_value("c.x", "d"), B_TO_C],
+        [A_TO_B, drop_value("c"), B_TO_C],
+        [set_value("x", 1), A_TO_B, set_value("x", {})],
         [strip_prefix("module"), add_prefix("module")],
         [rename_class("p.A", "p.B"), rename_class("p.B", "p.A")],
         [rename_class("p.*", "q.*"), rename_class("q.*", "p.*")],
