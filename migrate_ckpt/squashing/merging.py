@@ -89,6 +89,8 @@ def _of_one_section(first: StateDictOperation, second: StateDictOperation) -> bo
 def _renames(first: Rename, second: Rename) -> Merged:
     if not _of_one_section(first, second):
         return None
+    if not all(isinstance(old, str) for old, _ in first.pairs):
+        return None
     pairs = list(first.pairs)
     rest: list[tuple[KeyPattern, str]] = []
     for old, new in second.pairs:
@@ -99,11 +101,14 @@ def _renames(first: Rename, second: Rename) -> Merged:
             continue
         place = follows[0]
         source, given = first.pairs[place]
-        if len(follows) > 1 or not isinstance(source, str) or not is_same(given, old):
+        if len(follows) > 1 or not is_same(given, old):
             return None
         pairs[place] = source, renamed_as(new, old, given)
     if len(rest) == len(second.pairs):
         # Two renames of other keys are better read one after the other.
+        return None
+    if any(may_meet(old, source) for old, _ in rest for source, _ in first.pairs):
+        # One key would be renamed twice at once.
         return None
     # All at once, for what one gives up another may take.
     left = tuple(pair for pair in (*pairs, *rest) if pair[0] != pair[1])
@@ -182,6 +187,9 @@ def _are_apart(first: Operation, second: Operation) -> bool:
     if isinstance(first, StateDictOperation) and isinstance(second, StateDictOperation):
         keys, others = _keys_of(first), _keys_of(second)
         if keys is None or others is None or first.section != second.section:
+            return False
+        if isinstance(first, Add) and isinstance(second, Drop):
+            # It may drop the last tensor, and without one there is no state dict to add to.
             return False
         return not any(may_meet(key, other) for key in keys for other in others)
     if isinstance(first, PathOperation) and isinstance(second, PathOperation):

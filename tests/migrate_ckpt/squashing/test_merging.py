@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from migrate_ckpt.operations import (
@@ -22,6 +24,7 @@ from migrate_ckpt.operations import (
     strip_prefix,
     transpose,
 )
+from migrate_ckpt.operations.renaming import Rename
 from migrate_ckpt.squashing.merging import merge
 
 A_TO_B, B_TO_C = rename("a", "b"), rename("b", "c")
@@ -89,6 +92,9 @@ def test_become_fewer(operations: list[Operation], merged: list[Operation]) -> N
         [A_TO_B, rename_value("c.x", "d"), B_TO_C],
         [A_TO_B, drop_value("c"), B_TO_C],
         [set_value("x", 1), A_TO_B, set_value("x", {})],
+        [drop("a"), add("x", 1), drop("b")],
+        [rename("a.0", "b"), rename({"b": "c", "a.{i}": "d.{i}"})],
+        [Rename(((re.compile("(.)a"), r"\1b"), ("x", "y"))), rename({"y": "z", "0b": "c"})],
         [strip_prefix("module"), add_prefix("module")],
         [rename_class("p.A", "p.B"), rename_class("p.B", "p.A")],
         [rename_class("p.*", "q.*"), rename_class("q.*", "p.*")],
