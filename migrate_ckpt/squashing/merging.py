@@ -5,10 +5,12 @@ and dropped, what is done and undone. What stands between them must concern othe
 
 A template that gives names is taken to give them where no others were: one that renames `a.{i}` to `b.{i}`, and another
 that renames `b.{i}` to `c.{i}`, become `a.{i}` to `c.{i}`, and a `b.7` that had been there before would be left.
+Without that no two renames of layers could become one. `templates_left_out` says where it was taken for granted.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -20,13 +22,11 @@ from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.patterns import KeyPattern, is_exact
 from migrate_ckpt.operations.reindexing import Reindex
 from migrate_ckpt.operations.renaming import Rename, StripPrefix
-from migrate_ckpt.operations.reshaping import Cast, Concat, Split
 from migrate_ckpt.operations.sections import MODEL_SECTIONS
-from migrate_ckpt.operations.stacking import Stack, Unstack
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
-from migrate_ckpt.operations.transforming import OnEach
 from migrate_ckpt.operations.values import DropValue, PathOperation, RenameValue, SetValue
-from migrate_ckpt.squashing.patterns_apart import is_same, may_meet, renamed_as
+from migrate_ckpt.squashing.keys_concerned import keys_given, keys_left, keys_of, keys_taken
+from migrate_ckpt.squashing.patterns_apart import is_same, may_meet, numbered, renamed_as
 
 Merged: TypeAlias = "list[Operation] | None"
 """What two operations become; None where they stay two."""
@@ -40,11 +40,29 @@ def merge(operations: Sequence[Operation]) -> list[Operation]:
     return merged
 
 
+def templates_left_out(operations: Sequence[Operation], merged: Sequence[Operation]) -> list[str]:
+    """Return the templates by which operations give names and what they were merged into does not.
+
+    What has such a name before is taken along by the operations, and left as it is by what they were merged into.
+    """
+    left_out: dict[object, str] = {}
+    taken: set[object] = set()
+    still = Counter(numbered(given) for each in merged for given in keys_given(each))
+    for operation in operations:
+        taken.update(map(numbered, keys_taken(operation)))
+        for given in keys_given(operation):
+            if still[numbered(given)] > 0:
+                still[numbered(given)] -= 1
+            elif not is_exact(given) and numbered(given) not in taken:
+                left_out[numbered(given)] = given
+    return list(left_out.values())
+
+
 def _with(before: list[Operation], operation: Operation) -> list[Operation]:
     """Return operations with another one at the end, merged with the last one that it goes on from."""
     for place in range(len(before) - 1, -1, -1):
         made = _merge(before[place], operation)
-        if made is not None:
+        if made is not None and not _is_given_before(before[:place], before[place]):
             # It may now go on from one before.
             after = before[place + 1 :]
             result = before[:place]
@@ -54,6 +72,13 @@ def _with(before: list[Operation], operation: Operation) -> list[Operation]:
         if not _are_apart(before[place], operation):
             break
     return [*before, operation]
+
+
+def _is_given_before(before: Sequence[Operation], operation: Operation) -> bool:
+    """Tell whether a template gives names of which some are there by one of the operations before."""
+    templates = [given for given in keys_given(operation) if not is_exact(given)]
+    there = [key for each in before for key in keys_left(each)]
+    return any(may_meet(key, template) for key in there for template in templates)
 
 
 def _merge(first: Operation, second: Operation) -> Merged:
@@ -185,7 +210,7 @@ _MERGERS: dict[tuple[type, type], Callable[..., Merged]] = {
 def _are_apart(first: Operation, second: Operation) -> bool:
     """Tell whether two operations may change places: they concern other keys, or other paths."""
     if isinstance(first, StateDictOperation) and isinstance(second, StateDictOperation):
-        keys, others = _keys_of(first), _keys_of(second)
+        keys, others = keys_of(first), keys_of(second)
         if keys is None or others is None or first.section != second.section:
             return False
         if isinstance(first, Add) and isinstance(second, Drop):
@@ -198,25 +223,6 @@ def _are_apart(first: Operation, second: Operation) -> bool:
             return False
         return not any(_is_within(a, b) or _is_within(b, a) for a in paths for b in other_paths)
     return _is_beside(first, second) or _is_beside(second, first)
-
-
-def _keys_of(operation: StateDictOperation) -> Sequence[KeyPattern] | None:
-    """Return all keys that an operation takes or gives; None where it may be any."""
-    if isinstance(operation, Rename):
-        return [key for pair in operation.pairs for key in pair]
-    if isinstance(operation, Split):
-        return [operation.source, *operation.targets]
-    if isinstance(operation, Concat):
-        return [*operation.sources, operation.target]
-    if isinstance(operation, Stack | Unstack):
-        return [operation.source, operation.target]
-    if isinstance(operation, Drop | OnEach):
-        return operation.keys
-    if isinstance(operation, Cast):
-        return operation.keys
-    if isinstance(operation, Add):
-        return [key for key in (operation.key, operation.like, operation.copy_of) if key]
-    return None
 
 
 def _paths_of(operation: PathOperation) -> list[tuple[str, ...]] | None:
@@ -236,7 +242,7 @@ def _is_beside(keys: Operation, values: Operation) -> bool:
     """
     if not isinstance(keys, StateDictOperation) or not isinstance(values, PathOperation):
         return False
-    named, paths = _keys_of(keys), _paths_of(values)
+    named, paths = keys_of(keys), _paths_of(values)
     if keys.section is not None or named is None or paths is None:
         return False
     if len(values.path) == 1 and not isinstance(values, RenameValue):

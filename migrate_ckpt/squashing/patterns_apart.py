@@ -30,10 +30,11 @@ def _may_be_one(name: str, other: str) -> bool:
 
 def is_same(one: KeyPattern, other: KeyPattern) -> bool:
     """Tell whether two patterns mean the same keys: the names of their placeholders do not matter."""
-    return _numbered(one) == _numbered(other)
+    return numbered(one) == numbered(other)
 
 
-def _numbered(pattern: KeyPattern) -> object:
+def numbered(pattern: KeyPattern) -> object:
+    """Return a pattern with numbers for the names of its placeholders; what means the same keys has the same."""
     if not isinstance(pattern, str):
         return pattern
     for number, name in enumerate(placeholders(pattern)):

@@ -16,7 +16,7 @@ from migrate_ckpt.migration import Migration
 from migrate_ckpt.migration_file import MigrationFile, parse
 from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.python_text import import_lines, lay_out
-from migrate_ckpt.squashing.merging import merge
+from migrate_ckpt.squashing.merging import merge, templates_left_out
 
 SUFFIX = "_squashed"
 
@@ -83,7 +83,8 @@ def squash(
     target = folder / f"{stem}.py"
     with target.open("x", encoding="utf-8") as opened:
         opened.write("\n".join(_lines(files, replaced, merged)) + "\n")
-    return Squashed(target, replaced, len(operations), len(merged), tuple(_notes(files)))
+    notes = tuple(_notes(files, templates_left_out(operations, merged)))
+    return Squashed(target, replaced, len(operations), len(merged), notes)
 
 
 def _refuse(file: MigrationFile, migration: Migration, *, is_first: bool) -> None:
@@ -177,7 +178,12 @@ def _requires_text(file: MigrationFile) -> str | None:
     return None
 
 
-def _notes(files: Sequence[MigrationFile]) -> Iterator[str]:
+def _notes(files: Sequence[MigrationFile], left_out: Sequence[str]) -> Iterator[str]:
     own = [file.name for file in files if file.has_revert]
     if own:
         yield f"The `revert` of {', '.join(own)} is not in it."
+    if left_out:
+        yield (
+            f"It takes it that no checkpoint has a key that is {' or '.join(left_out)} before: such a key would be "
+            "left as it is, and those that are replaced take it along."
+        )

@@ -21,11 +21,13 @@ from migrate_ckpt.operations import (
     rename_value,
     set_value,
     split,
+    stack,
     strip_prefix,
     transpose,
+    unstack,
 )
 from migrate_ckpt.operations.renaming import Rename
-from migrate_ckpt.squashing.merging import merge
+from migrate_ckpt.squashing.merging import merge, templates_left_out
 
 A_TO_B, B_TO_C = rename("a", "b"), rename("b", "c")
 
@@ -95,6 +97,13 @@ def test_become_fewer(operations: list[Operation], merged: list[Operation]) -> N
         [drop("a"), add("x", 1), drop("b")],
         [rename("a.0", "b"), rename({"b": "c", "a.{i}": "d.{i}"})],
         [Rename(((re.compile("(.)a"), r"\1b"), ("x", "y"))), rename({"y": "z", "0b": "c"})],
+        [
+            rename("a.{i}", "b.{i}"),
+            cast("float16", keys="x"),
+            rename("d.{i}", "b.{i}"),
+            rename("b.{i}", "c.{i}"),
+        ],
+        [transpose("b.{i}"), rename("a.{i}", "b.{i}"), rename("b.{i}", "c.{i}")],
         [strip_prefix("module"), add_prefix("module")],
         [rename_class("p.A", "p.B"), rename_class("p.B", "p.A")],
         [rename_class("p.*", "q.*"), rename_class("q.*", "p.*")],
@@ -104,3 +113,21 @@ def test_become_fewer(operations: list[Operation], merged: list[Operation]) -> N
 )
 def test_stay_as_they_are(operations: list[Operation]) -> None:
     assert merge(operations) == operations
+
+
+@pytest.mark.parametrize(
+    ("operations", "left_out"),
+    [
+        ([rename("a.{i}", "b.{i}"), rename("b.{j}", "c.{j}")], ["b.{i}"]),
+        ([rename("a.{i}", "b.{i}"), rename("b.{i}", "a.{i}")], ["b.{i}"]),
+        ([rename("a.{i}", "b.{i}"), drop("b.{i}")], ["b.{i}"]),
+        ([stack("e.{i}", "e.all", over="i"), unstack("e.all", "e.{i}", over="i")], []),
+        ([rename("a.{i}", "b.{i}"), transpose("b.{i}")], []),
+        ([A_TO_B, B_TO_C], []),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_templates_that_are_taken_to_give_new_names_are_told(
+    operations: list[Operation], left_out: list[str]
+) -> None:
+    assert templates_left_out(operations, merge(operations)) == left_out

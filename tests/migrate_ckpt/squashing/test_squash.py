@@ -244,6 +244,8 @@ def test_command(
     assert main(["squash", "0001_rename..0004_turn_back"]) == 0
     assert capsys.readouterr().out == (
         "migrations/0004_turn_back_squashed.py: 9 operations of 4 migrations are 3 now\n"
+        "  It takes it that no checkpoint has a key that is y.{i}.w before: such a key would be left as it is, and "
+        "those that are replaced take it along.\n"
     )
     with pytest.raises(SystemExit, match="2"):
         main(["squash", "0001_rename"])
