@@ -81,8 +81,11 @@ def squash(
     merged = merge(operations)
     replaced = tuple(file.name for file in files)
     target = folder / f"{stem}.py"
+    text = "\n".join(_lines(files, replaced, merged)) + "\n"
+    # One file that is no Python makes the whole folder unreadable.
+    ast.parse(text, filename=target.name)
     with target.open("x", encoding="utf-8") as opened:
-        opened.write("\n".join(_lines(files, replaced, merged)) + "\n")
+        opened.write(text)
     notes = tuple(_notes(files, templates_left_out(operations, merged)))
     return Squashed(target, replaced, len(operations), len(merged), notes)
 
@@ -136,7 +139,7 @@ def _lines(
 ) -> Iterator[str]:
     yield f'"""Do in one what {len(replaced)} migrations do.'
     yield ""
-    yield from (f"* {file.title or file.name}" for file in files)
+    yield from (f"* {_in_docstring(file.title or file.name)}" for file in files)
     yield '"""'
     yield ""
     requires = _requires_text(files[0]) if files[0].has_requirements else None
@@ -162,6 +165,12 @@ def _lines(
     yield "operations = ["
     yield from (f"    {lay_out(call, 4)}," for call in calls)
     yield "]"
+
+
+def _in_docstring(text: str) -> str:
+    """Return a text as it is written between three quotes, for which it does not stand by itself."""
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("\\", "\\\\"))
+    return printable.replace('"""', r"\"\"\"")
 
 
 def _requires_text(file: MigrationFile) -> str | None:

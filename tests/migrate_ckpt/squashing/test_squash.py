@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,21 @@ def test_what_the_first_requires_is_kept(folder: Path, old: Path) -> None:
 
     assert 'requires = requires_key("a.w")' in made.path.read_text()
     assert migrated(old, folder)[0].ran[0] == made.path.stem
+
+
+def test_titles_are_written_so_that_they_read_the_same(folder: Path) -> None:
+    titles = ['Rename """a""" to "b"', r"See C:\Users\N", "a\x00b\ud800", 'ends in """']
+    for name, title in zip(NAMES, titles, strict=False):
+        path = folder / f"{name}.py"
+        code = path.read_text().partition("\n\n")[2]
+        path.write_text(f"{title!r}\n\n{code}")
+
+    made = squash(folder, NAMES[0], NAMES[3])
+
+    docstring = ast.get_docstring(ast.parse(made.path.read_bytes()))
+    read = [file.title for file in read_set(folder).files if file.name in NAMES[:4]]
+    assert docstring is not None
+    assert docstring.splitlines()[2:] == [f"* {title}" for title in read]
 
 
 def test_range_must_be_one(folder: Path) -> None:
