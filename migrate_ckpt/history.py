@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Mapping, MutableMapping, Seque
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from migrate_ckpt.digest import is_different
 from migrate_ckpt.errors import InvalidHistory
 from migrate_ckpt.migration import CkptType
 
@@ -67,6 +68,17 @@ class History:
         # The set's own record knows more than one that names no set.
         return max(found, key=lambda record: record.set is not None, default=None)
 
+    def counting_in(self, set_name: str) -> dict[str, Record]:
+        """Return for each name that counts in a set the record that `find` does."""
+        known: dict[str, Record] = {}
+        for record in self.records:
+            if not record.counts_in(set_name):
+                continue
+            there = known.get(record.name)
+            if there is None or (there.set is None and record.set is not None):
+                known[record.name] = record
+        return known
+
     def with_record(self, record: Record, order: Sequence[str], *, set_name: str) -> History:
         """Add a record, or replace the one of its name, in folder order.
 
@@ -85,16 +97,35 @@ class History:
             records.insert(_place_of(record, records, here, position), record)
         return replace(self, records=tuple(records))
 
-    def with_renamed(self, renamed: Iterable[tuple[str, str]], *, set_name: str) -> History:
-        """Put each new name in the place of the old one, which is not kept."""
+    def with_renamed(
+        self, renamed: Iterable[tuple[str, str]], *, set_name: str, names: Collection[str] = ()
+    ) -> History:
+        """Put each new name in the place of the old one, all at once: one may be the old name of another.
+
+        The old one is not kept, unless it is among `names`, those of the set's migrations, and no renaming leads to
+        it: it was another file's, and must not run for having lost its record.
+        """
         new_names = dict(renamed)
+        known = self.counting_in(set_name)
+        given = set(new_names.values())
+        # Of one whose own record shows another code, that record is not the one that counts.
+        giving_way = {
+            new
+            for old, new in new_names.items()
+            if old in known and new in known and is_different(known[old].digest, known[new].digest)
+        }
         records = []
         for record in self.records:
-            if record.name in new_names and record.counts_in(set_name):
-                record = replace(record, name=new_names[record.name])
-                if self.find(record.name, set_name=set_name) is not None:
-                    continue
-            records.append(record)
+            is_old = record.name in new_names
+            if not record.counts_in(set_name) or not (is_old or record.name in giving_way):
+                records.append(record)
+                continue
+            if record.name in names and record.name not in given:
+                records.append(record)
+            new_name = new_names.get(record.name)
+            is_free = new_name not in known or new_name in new_names or new_name in giving_way
+            if new_name is not None and is_free:
+                records.append(replace(record, name=new_name))
         return replace(self, records=tuple(records))
 
     def without(self, names: Collection[str], *, set_name: str) -> History:

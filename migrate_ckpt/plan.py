@@ -7,7 +7,8 @@ not applied is **missed**. A record that counts in this set and is no migration 
 **unknown**; records of other sets are none of this set's business.
 
 An unknown record whose digest equals that of a migration without a record is that migration,
-**renamed**: it counts as applied.
+**renamed**: it counts as applied. So does one whose name another file has got, such as where the
+files were renumbered; that other file is **changed** then, unless it was renamed to it as well.
 
 A squashed migration and those that it replaces are not both for one checkpoint: whichever has its
 work done by the other is **replaced** (`stand_ins`).
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from migrate_ckpt.digest import is_different
 from migrate_ckpt.errors import HistoryRefused, UnknownMigration
-from migrate_ckpt.history import History, Record
+from migrate_ckpt.history import History
 from migrate_ckpt.stand_ins import StandIns, find_stand_ins
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def make_plan(
     names = [migration.name for migration in migrations]
     _check_names(names, to)
     records = [record for record in history.records if record.counts_in(set_name)]
-    renamed = _find_renamed(migrations, records)
+    renamed = _find_renamed(migrations, history, set_name)
     recorded = {record.name for record in records} | set(dict(renamed).values())
     stand_ins = find_stand_ins(migrations, recorded, to)
     states = _states(migrations, history, dict(renamed), stand_ins, set_name)
@@ -218,23 +219,27 @@ def _check_names(names: Sequence[str], to: str | None) -> None:
 
 
 def _find_renamed(
-    migrations: Sequence[PlannedMigration], records: Sequence[Record]
+    migrations: Sequence[PlannedMigration], history: History, set_name: str
 ) -> list[tuple[str, str]]:
-    """Pair each unknown record with the migration of its digest.
+    """Pair each record that is no migration under its own name with the migration of its digest.
 
-    Of several migrations with one digest the first without a record is taken; where all have
-    one, the old name is what a renaming left behind in the list, and goes.
+    Of several migrations with one digest the first without a record of its own is taken; where
+    all have one, an unknown name is what a renaming left behind in the list, and goes.
     """
+    digests = {m.name: m.digest for m in migrations}
     names = {name for m in migrations for name in (m.name, *m.replaces)}
-    recorded = {record.name for record in records}
+    known = history.counting_in(set_name)
+    own = {name for name, r in known.items() if not is_different(r.digest, digests.get(name))}
     renamed: dict[str, str] = {}
-    for record in records:
-        if record.name in names or record.name in renamed or record.digest is None:
+    for name, record in known.items():
+        if record.digest is None or (name in names and name in own):
             continue
-        same = [m.name for m in migrations if m.digest == record.digest]
-        free = [name for name in same if name not in recorded and name not in renamed.values()]
-        if same:
-            renamed[record.name] = (free or same)[0]
+        same = [n for n, digest in digests.items() if digest == record.digest]
+        free = [n for n in same if n not in own and n not in renamed.values()]
+        # One whose record shows another code may have got its name from another file.
+        free.sort(key=lambda n: n in known)
+        if free or (same and name not in names):
+            renamed[name] = (free or same)[0]
     return list(renamed.items())
 
 
@@ -250,9 +255,10 @@ def _states(
         record = history.find(migration.name, set_name=set_name)
         if record is None and migration.name in stand_ins.replaced:
             states.append("replaced")
+        elif migration.name in renamed.values():
+            states.append("applied")
         elif record is None:
-            is_applied = migration.name in (*renamed.values(), *stand_ins.done)
-            states.append("applied" if is_applied else "pending")
+            states.append("applied" if migration.name in stand_ins.done else "pending")
         else:
             changed = is_different(record.digest, migration.digest)
             states.append("changed" if changed else "applied")

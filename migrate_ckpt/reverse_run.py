@@ -97,7 +97,8 @@ class ReverseRun:
         """
         found = read_history(ckpt)
         # The plan knows those whose files were renamed by their new names.
-        history = found.with_renamed(self._plan.renamed, set_name=self._plan.set_name)
+        order = [step.name for step in self._plan.steps if step.state != "unknown"]
+        history = found.with_renamed(self._plan.renamed, set_name=self._plan.set_name, names=order)
         was_flat = is_flat_state_dict(ckpt)
         for migration in reversed(self._migrations):
             ckpt = self._take_back(migration, ckpt)

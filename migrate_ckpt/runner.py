@@ -90,9 +90,9 @@ class _Run:
         found = read_history(ckpt) if is_mapping else History()
         self.ckpt = ckpt
         self.plan = plan
-        self.history = found.with_renamed(plan.renamed, set_name=plan.set_name)
-        self.report = Report(plan, warnings=plan.warnings)
         self._order = [step.name for step in plan.steps if step.state != "unknown"]
+        self.history = found.with_renamed(plan.renamed, set_name=plan.set_name, names=self._order)
+        self.report = Report(plan, warnings=plan.warnings)
         self._was_flat = is_mapping and is_flat_state_dict(ckpt)
         self._allows_metadata = history_in_metadata
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate_ckpt.history import History, Record, ckpt_migration_key, read_history
+from migrate_ckpt.history import History, Record, ckpt_migration_key, read_history, write_history
 from migrate_ckpt.in_memory import migrate_ckpt
 from migrate_ckpt.migration import CkptType, Migration
 from migrate_ckpt.plan import Plan, Policy, make_plan
@@ -155,6 +155,31 @@ def test_squashed_migration_does_the_same_for_every_history(
     again = make_plan(squashed, read_history(by_new_way), policy=policy)
     assert again.to_run == ()
     assert again.missed == tuple(n for n in made.missed if policy != "run-missed")
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(0, 11), unique=True, min_size=1, max_size=8),
+    POLICIES,
+)
+def test_what_ran_is_applied_whatever_number_its_file_has_got(
+    had: int, contents: list[int], policy: Policy
+) -> None:
+    history = History(tuple(Record(f"{n}", "default", f"1:{n}") for n in range(had)))
+    folder = [
+        Migration(f"{n}", note(f"code {content}").callback, digest=f"1:{content}")
+        for n, content in enumerate(contents)
+    ]
+    ran = [f"{n}" for n, content in enumerate(contents) if content < had]
+
+    made = make_plan(folder, history, policy=policy, allow_unknown_history=True)
+    ckpt, _ = run_plan(write_history({}, history, in_metadata=False), made, folder)
+
+    assert set(ran) <= set(made.applied)
+    assert not {f"code {n}" for n in range(had)} & set(ckpt.get("ran", []))
+    again = make_plan(folder, read_history(ckpt), policy=policy, allow_unknown_history=True)
+    assert again.to_run == ()
+    assert set(ran) <= set(again.applied)
 
 
 def _squashed(names: list[str]) -> Migration:

@@ -274,6 +274,34 @@ class TestRenaming:
 
         assert after.names == ("b",)
 
+    def test_all_names_are_given_at_once(self) -> None:
+        before = History((Record("1", "default", "1:a"), Record("2", "default", "1:b")))
+
+        after = before.with_renamed([("1", "2"), ("2", "3")], set_name="default", names="23")
+
+        assert after.records == (Record("2", "default", "1:a"), Record("3", "default", "1:b"))
+
+    def test_two_names_may_change_places(self) -> None:
+        before = History((Record("1", "default", "1:a"), Record("2", "default", "1:b")))
+
+        after = before.with_renamed([("1", "2"), ("2", "1")], set_name="default", names="12")
+
+        assert after.records == (Record("2", "default", "1:a"), Record("1", "default", "1:b"))
+
+    def test_old_name_stays_if_another_file_has_got_it(self) -> None:
+        before = History((Record("1", "default", "1:a"),))
+
+        after = before.with_renamed([("1", "2")], set_name="default", names="12")
+
+        assert after.records == (Record("1", "default", "1:a"), Record("2", "default", "1:a"))
+
+    def test_record_of_the_new_name_that_shows_another_code_gives_way(self) -> None:
+        before = History((Record("old", "default", "1:a"), Record("b", "default", "1:b")))
+
+        after = before.with_renamed([("old", "b")], set_name="default", names="b")
+
+        assert after.records == (Record("b", "default", "1:a"),)
+
     def test_same_name_of_another_set_stays(self) -> None:
         before = History((Record("old", "other"),))
 

@@ -94,6 +94,10 @@ class TestSets:
         assert make_plan(migrations("a"), history("a"), set_name="app").applied == ("a",)
 
 
+def numbered(codes: dict[str, str]) -> list[Migration]:
+    return [Migration(name, lambda ckpt: ckpt, digest=f"1:{code}") for name, code in codes.items()]
+
+
 class TestRenamed:
     def test_unknown_record_with_a_files_digest_is_that_file_renamed(self) -> None:
         made = make_plan(migrations("abc"), History((Record("old", "default", "1:b"),)))
@@ -128,6 +132,24 @@ class TestRenamed:
         records = (Record("a", "default", "1:same"), Record("x", "default", "1:same"))
 
         assert make_plan(twins, History(records)).renamed == (("x", "b"),)
+
+    def test_renumbered_files_are_renamed_though_their_old_names_are_taken(self) -> None:
+        records = (Record("1", "default", "1:a"), Record("2", "default", "1:b"))
+
+        made = make_plan(numbered({"1": "new", "2": "a", "3": "b"}), History(records))
+
+        assert made.renamed == (("1", "2"), ("2", "3"))
+        assert states(made) == {"1": "changed", "2": "applied", "3": "applied"}
+
+    def test_edited_file_is_no_renaming_where_its_old_code_stands_under_a_name_of_its_own(
+        self,
+    ) -> None:
+        records = (Record("1", "default", "1:a"), Record("2", "default", "1:a"))
+
+        made = make_plan(numbered({"1": "new", "2": "a"}), History(records))
+
+        assert made.renamed == ()
+        assert states(made) == {"1": "changed", "2": "applied"}
 
     def test_renaming_alone_is_work(self) -> None:
         made = make_plan(migrations("a"), History((Record("old", "default", "1:a"),)))

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from migrate_ckpt import TargetExists, migrate_file, plan_file, read_set, repair_file
+from migrate_ckpt import (
+    TargetExists,
+    inspect_file,
+    migrate_file,
+    plan_file,
+    read_set,
+    repair_file,
+)
 from migrate_ckpt.cli import main
 
 TEXT = '"""Rename."""\n\nfrom migrate_ckpt.operations import rename\n\noperations = [rename("{}", "{}")]\n'
@@ -60,6 +67,41 @@ def test_new_name_of_a_file_is_written_down(folder: Path, migrated: Path) -> Non
 
     assert repair_file(migrated, migrated, folder=folder) == ("0002_better",)
     assert plan_file(migrated, read_set(folder)).renamed == ()
+
+
+def renumber(folder: Path, texts: dict[str, str]) -> None:
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for stem, letter in texts.items():
+        (folder / f"{stem}.py").write_text(TEXT.format(letter, letter * 2))
+
+
+@pytest.mark.parametrize("names", [(), ("0002",)])
+def test_renumbered_files_are_accepted_together(
+    folder: Path, migrated: Path, names: tuple[str, ...]
+) -> None:
+    renumber(folder, {"0001": "a", "0002": "b", "0003": "c"})
+    repair_file(migrated, migrated, folder=folder)
+    renumber(folder, {"0002": "a", "0003": "b", "0004": "c"})
+    assert plan_file(migrated, read_set(folder)).applied == ("0002", "0003", "0004")
+
+    assert repair_file(migrated, migrated, folder=folder, names=names) == ("0002", "0003", "0004")
+
+    assert inspect_file(migrated).history.names == ("0002", "0003", "0004")
+    assert not plan_file(migrated, read_set(folder), policy="strict").has_work
+
+
+def test_file_in_the_place_of_another_is_not_accepted_without_it(
+    folder: Path, migrated: Path
+) -> None:
+    renumber(folder, {"0001": "a", "0002": "b", "0003": "c"})
+    repair_file(migrated, migrated, folder=folder)
+    renumber(folder, {"0001": "a", "0002": "b", "0003": "x", "0004": "c"})
+
+    assert repair_file(migrated, migrated, folder=folder, names=["0003"]) == ("0004", "0003")
+
+    plan = plan_file(migrated, read_set(folder), policy="strict")
+    assert plan.applied == ("0001", "0002", "0003", "0004")
 
 
 def test_file_that_is_in_order_is_copied_byte_for_byte(folder: Path, migrated: Path) -> None:
