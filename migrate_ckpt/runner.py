@@ -95,6 +95,9 @@ class _Run:
         self.report = Report(plan, warnings=plan.warnings)
         self._was_flat = is_mapping and is_flat_state_dict(ckpt)
         self._allows_metadata = history_in_metadata
+        if plan.renamed:
+            # Each migration finds the history in the checkpoint, and what it leaves there is gone on with.
+            self._write_history()
 
     def step(self, migration: Migration, position: int) -> None:
         if self._is_recorded_meanwhile(migration.name):

@@ -117,6 +117,11 @@ class TestRenamed:
         assert ckpt[ckpt_migration_key] == ["a", "b"]
         assert read_history(ckpt).records[1] == Record("b", "default", "1:b")
 
+    def test_history_has_the_new_name_where_others_run_after_it(self) -> None:
+        ckpt, _ = run(self.renamed(), migration("a"), migration("b"), migration("c"))
+
+        assert ckpt[ckpt_migration_key] == ["a", "b", "c"]
+
     def test_function_of_the_original_api_returns_the_same_object(self) -> None:
         ckpt = self.renamed()
 
