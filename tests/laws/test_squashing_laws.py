@@ -6,7 +6,7 @@ import copy
 from typing import Any, get_args
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from migrate_ckpt.comparison import find_unlike
@@ -27,12 +27,15 @@ from migrate_ckpt.operations import (
     rename_value,
     set_value,
     split,
+    stack,
     strip_prefix,
     tie,
     transpose,
+    unstack,
 )
+from migrate_ckpt.operations.patterns import match
 from migrate_ckpt.operations.state_dict_operation import Missing
-from migrate_ckpt.squashing.merging import merge
+from migrate_ckpt.squashing.merging import merge, templates_left_out
 
 KEYS = ["a", "b", "c", "d", "e"]
 LAYERS = ["l.0.a", "l.1.b", "m.a", "m.l.1.b"]
@@ -86,6 +89,20 @@ FLAT_OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     few.map(drop_value),
     st.tuples(few, st.sampled_from([1, {}])).map(lambda pair: set_value(*pair)),
 )
+
+group = st.sampled_from(["a", "b", "c"])
+two_groups = st.lists(group, min_size=2, max_size=2, unique=True)
+TEMPLATES: st.SearchStrategy[Operation] = st.one_of(
+    two_groups.map(lambda names: rename(f"{names[0]}.{{i}}", f"{names[1]}.{{i}}")),
+    group.map(lambda name: drop(f"{name}.{{i}}")),
+    group.map(lambda name: transpose(f"{name}.{{i}}")),
+    group.map(lambda name: stack(f"{name}.{{i}}", f"{name}.all", over="i")),
+    group.map(lambda name: unstack(f"{name}.all", f"{name}.{{i:int}}", over="i")),
+    two_groups.map(lambda names: rename(f"{names[0]}.0", f"{names[1]}.0")),
+    group.map(lambda name: drop(f"{name}.1")),
+    group.map(lambda name: add(f"{name}.1", 1.0, shape=[2, 2])),
+)
+NUMBERED = [f"{name}.{number}" for name in "abc" for number in range(2)]
 
 
 def there_and_back(operation: Operation) -> list[Operation]:
@@ -170,6 +187,22 @@ def test_keys_of_a_flat_state_dict_are_values_too(
     operations: list[Operation], present: list[str]
 ) -> None:
     check(operations, tensors(present, 0))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(TEMPLATES, max_size=5),
+    st.lists(st.sampled_from(NUMBERED), unique=True, min_size=1),
+)
+def test_templates_give_names_where_no_others_were(
+    operations: list[Operation], present: list[str]
+) -> None:
+    ckpt = {**tensors(present, 0), "z": torch.ones(1)}
+    done, _ = applied(operations, copy.deepcopy(ckpt))
+    left_out = templates_left_out(done, merge(done))
+    assume(not any(match(template, key) is not None for template in left_out for key in ckpt))
+
+    check(operations, ckpt)
 
 
 @given(LISTS)
