@@ -88,5 +88,5 @@ def import_lines(verbs: Sequence[str]) -> Iterator[str]:
 
 
 def in_docstring(text: str) -> str:
-    """Return a text as it can stand between three double quotes, whatever is in it; it stays on one line."""
-    return printable(text).replace("\\", "\\\\").replace('"', '\\"')
+    """Return a text as it is written between three double quotes, on one line, so that it reads the same there."""
+    return printable(text.replace("\\", "\\\\")).replace('"', '\\"')

@@ -41,7 +41,7 @@ def lint_folder(
 
 def _lint_set(name: str, folder: Path, histories: Mapping[str, History]) -> Iterator[Finding]:
     paths = [path for path in listed(folder) if is_candidate(path)]
-    yield from look_at_names(folder, paths)
+    yield from look_at_names(folder, paths, squashed=set(filter(_is_squashed, paths)))
     for path in paths:
         try:
             tree = parse(path)
@@ -52,6 +52,13 @@ def _lint_set(name: str, folder: Path, histories: Mapping[str, History]) -> Iter
             continue
         yield from (Finding(path, *found) for found in look_at_code(tree))
         yield from _look_at_file(name, path, histories)
+
+
+def _is_squashed(path: Path) -> bool:
+    try:
+        return bool(read_file(path).replaces)
+    except InvalidMigrationFile:
+        return False
 
 
 def _look_at_file(set_name: str, path: Path, histories: Mapping[str, History]) -> Iterator[Finding]:

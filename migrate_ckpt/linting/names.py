@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from migrate_ckpt.folder import declares_natural_order, natural_key
@@ -13,9 +13,11 @@ from migrate_ckpt.linting.findings import Finding
 _NUMBER = re.compile(r"[0-9]+(?:[_-][0-9]+)*")
 
 
-def look_at_names(folder: Path, paths: Sequence[Path]) -> Iterator[Finding]:
-    """Compare the names of a folder's migrations with each other."""
-    yield from _numbers_twice(paths)
+def look_at_names(
+    folder: Path, paths: Sequence[Path], *, squashed: Collection[Path] = ()
+) -> Iterator[Finding]:
+    """Compare the names of a folder's migrations with each other. One that is squashed comes just after another."""
+    yield from _numbers_twice([path for path in paths if path not in squashed])
     if not declares_natural_order(folder):
         yield from _order_traps(paths)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from migrate_ckpt.errors import FolderError, UnknownMigration
 from migrate_ckpt.folder import in_order, read_folder
+from migrate_ckpt.linting.code import LOSSY_OPERATIONS
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.migration import Migration
 from migrate_ckpt.migration_file import MigrationFile, parse
 from migrate_ckpt.operations.operation import Operation
-from migrate_ckpt.python_text import import_lines, lay_out
+from migrate_ckpt.python_text import import_lines, in_docstring, lay_out
 from migrate_ckpt.squashing.merging import merge, templates_left_out
 
 SUFFIX = "_squashed"
@@ -100,6 +101,8 @@ def _refuse(file: MigrationFile, migration: Migration, *, is_first: bool) -> Non
         why = "is squashed itself"
     elif file.has_requirements and not is_first:
         why = "`requires` something of the checkpoint as it is in between"
+    elif any(required.otherwise == "not_applicable" for required in migration.requires):
+        why = "alone is passed over where what it `requires` is not there"
     elif file.has_requirements and _requires_text(file) is None:
         why = "`requires` something that is not written out in one call of `requires_key` or `requires_value`"
     elif any(not _can_be_written(o) for o in migration.operations or ()):
@@ -139,7 +142,10 @@ def _lines(
 ) -> Iterator[str]:
     yield f'"""Do in one what {len(replaced)} migrations do.'
     yield ""
-    yield from (f"* {_in_docstring(file.title or file.name)}" for file in files)
+    yield from (f"* {in_docstring(file.title or file.name)}" for file in files)
+    if any(operation.verb in LOSSY_OPERATIONS for operation in operations):
+        yield ""
+        yield "Lossy: as those were."
     yield '"""'
     yield ""
     requires = _requires_text(files[0]) if files[0].has_requirements else None
@@ -165,12 +171,6 @@ def _lines(
     yield "operations = ["
     yield from (f"    {lay_out(call, 4)}," for call in calls)
     yield "]"
-
-
-def _in_docstring(text: str) -> str:
-    """Return a text as it is written between three quotes, for which it does not stand by itself."""
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("\\", "\\\\"))
-    return printable.replace('"""', r"\"\"\"")
 
 
 def _requires_text(file: MigrationFile) -> str | None:

@@ -25,6 +25,7 @@ from migrate_ckpt import (
 )
 from migrate_ckpt.cli import main
 from migrate_ckpt.comparison import find_unlike
+from migrate_ckpt.linting.folder_lint import lint_folder
 
 HEAD = '"""{}."""\n\nfrom migrate_ckpt.operations import *  # noqa: F403\n\noperations = [{}]\n'
 FILES = {
@@ -224,6 +225,23 @@ def test_titles_are_written_so_that_they_read_the_same(folder: Path) -> None:
     read = [file.title for file in read_set(folder).files if file.name in NAMES[:4]]
     assert docstring is not None
     assert docstring.splitlines()[2:] == [f"* {title}" for title in read]
+
+
+def test_one_that_may_be_passed_over_alone_is_refused(folder: Path) -> None:
+    path = folder / "0001_rename.py"
+    text = path.read_text().replace("import ", "import requires_key, ")
+    required = 'requires = requires_key("a.w", otherwise="not_applicable")'
+    path.write_text(text.replace("operations =", f"{required}\n\noperations ="))
+
+    with pytest.raises(FolderError, match="0001_rename alone is passed over where what it"):
+        squash(folder, NAMES[0], NAMES[1])
+
+
+def test_what_it_writes_passes_lint(folder: Path) -> None:
+    made = squash(folder, NAMES[1], NAMES[2])
+
+    assert "drop(" in made.path.read_text()
+    assert [each for each in lint_folder(folder) if each.path == made.path] == []
 
 
 def test_range_must_be_one(folder: Path) -> None:
