@@ -144,6 +144,18 @@ def _sharded_folder(path: str | os.PathLike[str] | int) -> ShardedFolder | None:
     return None if isinstance(path, int) else sharded_folder(Path(path))
 
 
+def refuse_sharded(path: str | os.PathLike[str], done: str) -> None:
+    """Refuse what is for single files only, and would be done to shards one by one.
+
+    Raises:
+        UnwritableCheckpoint: The path is a sharded checkpoint's.
+    """
+    if _sharded_folder(path) is not None:
+        raise UnwritableCheckpoint(
+            f"a sharded checkpoint cannot be {done}, only a single file: keep the old set, and run migrations on it"
+        )
+
+
 def is_migrated(
     path: str | os.PathLike[str],
     migrations: MigrationSet,
@@ -263,6 +275,7 @@ def stamp_file(
     Raises:
         TargetExists, UnreadableCheckpoint, FolderError, InvalidHistory, UnwritableCheckpoint: As `migrate_file`.
     """
+    refuse_sharded(source, "stamped")
     path = check_target(source, target, force=force)
     with FileSource(source) as opened:
         container = open_container(opened)
@@ -301,6 +314,7 @@ def repair_file(
     Raises:
         TargetExists, UnreadableCheckpoint, FolderError, InvalidHistory, UnwritableCheckpoint: As `migrate_file`.
     """
+    refuse_sharded(source, "repaired")
     path = check_target(source, target, force=force)
     migrations = as_set(folder, set_name)
     with FileSource(source) as opened:

@@ -17,7 +17,13 @@ from migrate_ckpt.file_run import (
     read_tensors,
     without_garbage_collection,
 )
-from migrate_ckpt.files import check_target, is_same_file, migrate_file, plan_file
+from migrate_ckpt.files import (
+    check_target,
+    is_same_file,
+    migrate_file,
+    plan_file,
+    refuse_sharded,
+)
 from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, as_set
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.conversion import lay_out_as
@@ -78,8 +84,10 @@ def revert_file(
         UndoRefused: The bundle is damaged, or not of this file; or a migration gives up something that nothing else
             tells; or `to` was not applied. Nothing is written then.
         OSError: A file cannot be read or written.
+        UnwritableCheckpoint: The file is a sharded checkpoint.
         And what `plan_file` raises, and with `to` and a bundle what `migrate_file` raises.
     """
+    refuse_sharded(source, "taken back")
     path = check_target(source, target, force=force)
     with _bundle_of(source, undo) as bundle:
         if bundle is not None and to is None:
