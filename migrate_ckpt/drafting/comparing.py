@@ -13,7 +13,7 @@ from migrate_ckpt.drafting.braces import Group, has_brace
 from migrate_ckpt.drafting.composing import Drafted, compose
 from migrate_ckpt.drafting.draft import Draft
 from migrate_ckpt.drafting.matching import match_tensors
-from migrate_ckpt.drafting.others import UNKNOWN, is_dense, label_of, pair_others
+from migrate_ckpt.drafting.others import UNKNOWN, forms_of, is_dense, label_of, pair_others
 from migrate_ckpt.drafting.proof import find_differing
 from migrate_ckpt.drafting.ties import find_ties
 from migrate_ckpt.drafting.values import ValueChanges, compare_values
@@ -28,6 +28,7 @@ from migrate_ckpt.operations.paths import PathLike, show_path, to_path
 from migrate_ckpt.operations.sections import find_sections, own_keys, to_sections
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
 from migrate_ckpt.operations.values import Move, RenameValue
+from migrate_ckpt.optimizers.states import find_optimizers
 from migrate_ckpt.sharded.index_file import SUFFIX
 from migrate_ckpt.sharded.recognition import sharded_folder
 
@@ -105,6 +106,7 @@ def draft_migration(
             changed=tuple(match.changed),
             notes=(
                 *_notes(before, after, unknown, undecided),
+                *_of_order(before, after, operations),
                 *(find_ties(match, before.tensors, after.tensors) if has_content else ()),
                 *changes.notes,
             ),
@@ -199,6 +201,26 @@ def _notes(
         yield f"Keys that are no text are not compared: {list_keys(sorted(numbers[0] ^ numbers[1]))}."
     if unknown:
         yield f"No dense tensors, and only in the new state dict: {list_keys(sorted(unknown))}."
+
+
+def _of_order(
+    before: _Side, after: _Side, operations: Sequence[StateDictOperation]
+) -> Iterator[str]:
+    """Yield a sentence where the order of the keys is not the new one, and may matter."""
+    if not all(
+        side.ckpt is not None and find_optimizers(side.ckpt, []) for side in (before, after)
+    ):
+        return
+    made = forms_of(before.tensors)
+    for operation in operations:
+        operation(made)
+    if [key for key in made if key in after.tensors] != [
+        key for key in after.tensors if key in made
+    ]:
+        yield (
+            "There is an optimizer, whose states may go by position, and the new state dict has its keys in another "
+            "order. If that is the order of the parameters, say it: optimizer = follow(order_after=[...])."
+        )
 
 
 def _other_names(ckpt: Any, path: KeyPath | None) -> set[str]:

@@ -267,3 +267,27 @@ def test_tensors_that_were_renamed_and_trained_on_do_not_count_as_before(drafted
 
     assert set(draft.changed) == {"n.a", "n.b"}
     assert draft.kept == 0
+
+
+def test_another_order_is_said_where_there_is_an_optimizer(drafted: Any) -> None:
+    def saved(order: list[str], *, has_optimizer: bool) -> dict[str, Any]:
+        torch.manual_seed(0)
+        layers = {name: torch.nn.Linear(2, n + 2) for n, name in enumerate("ab")}
+        model = torch.nn.ModuleDict({name: layers[name] for name in order})
+        sum(layer.weight.sum() for layer in layers.values()).backward()
+        optimizer = torch.optim.Adam(model.parameters())
+        optimizer.step()
+        beside = {"optimizer": optimizer.state_dict()} if has_optimizer else {}
+        return {"state_dict": model.state_dict(), **beside}
+
+    for has_optimizer in (True, False):
+        same, other = (
+            drafted(
+                saved(["a", "b"], has_optimizer=has_optimizer),
+                saved(order, has_optimizer=has_optimizer),
+            )
+            for order in (["a", "b"], ["b", "a"])
+        )
+
+        assert not any("order_after" in note for note in same.notes)
+        assert any("order_after" in note for note in other.notes) == has_optimizer
