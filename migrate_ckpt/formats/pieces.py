@@ -136,10 +136,12 @@ def replace_file(
     source: FileSource | None,
     *,
     before_rename: Callable[[], object] | None = None,
+    follow_links: bool = True,
 ) -> None:
     """Write the pieces beside the target, flush, rename: the target is what it was, or whole.
 
-    `before_rename` is called when all is written; what it raises leaves the target as it was.
+    `before_rename` is called when all is written; what it raises leaves the target as it was. Of a target that is a
+    link what it leads to is replaced, or the link itself where links are not to be followed.
 
     Raises:
         OSError: It cannot be written; then nothing is left behind.
@@ -148,7 +150,7 @@ def replace_file(
     def write(descriptor: int) -> None:
         write_pieces(pieces, source, descriptor)
 
-    replace_file_by(target, write, before_rename=before_rename)
+    replace_file_by(target, write, before_rename=before_rename, follow_links=follow_links)
 
 
 def replace_file_by(
@@ -156,11 +158,14 @@ def replace_file_by(
     write: Callable[[int], None],
     *,
     before_rename: Callable[[], object] | None = None,
+    follow_links: bool = True,
 ) -> None:
     """Do the same with whatever writes to an open file."""
-    target = Path(os.path.realpath(target))
+    if follow_links:
+        target = Path(os.path.realpath(target))
     beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
-    mode = target.stat().st_mode & 0o7777 if target.exists() else None
+    keeps_mode = target.exists() and not target.is_symlink()
+    mode = target.stat().st_mode & 0o7777 if keeps_mode else None
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:

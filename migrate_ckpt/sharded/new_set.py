@@ -72,16 +72,21 @@ def write_into_folder(new: NewSet, folder: Path) -> None:
     """Write the files into another folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in new.files:
-        replace_file(folder / file.name, file.pieces, file.source)
+        _write(file, folder)
 
 
 def write_in_place(new: NewSet, folder: Path) -> None:
     """Write what changed beside the old files, and take those away once the last file names the new ones."""
     for file in new.files:
         if not file.is_as_it_was:
-            replace_file(folder / file.name, file.pieces, file.source)
+            _write(file, folder)
     for name in set(new.old_names) - {file.name for file in new.files}:
         (folder / name).unlink()
+
+
+def _write(file: NewFile, folder: Path) -> None:
+    # Links lead to what others use as well: Hugging Face's cache has one file for the same shard of all revisions.
+    replace_file(folder / file.name, file.pieces, file.source, follow_links=False)
 
 
 def lay_out_tar(new: NewSet, old: TarFiles) -> Pieces:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,10 +213,10 @@ def test_killed_before_the_index_is_written_the_old_set_is_whole(
 ) -> None:
     before = load(model.folder)
 
-    def killed(target: Path, *args: Any) -> None:
+    def killed(target: Path, *args: Any, **options: Any) -> None:
         if target == model.index:
             raise KeyboardInterrupt
-        replace_file(target, *args)
+        replace_file(target, *args, **options)
 
     monkeypatch.setattr(new_set, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -226,6 +227,40 @@ def test_killed_before_the_index_is_written_the_old_set_is_whole(
     assert set(index) == set(before)
     assert all((model.folder / name).exists() for name in index.values())
     migrate_file(model.folder, model.folder, folder=migrations(_0001=RENAME_LAST))
+    assert "blocks.2.w" in load(model.folder)
+
+
+def test_links_are_replaced_and_what_they_lead_to_stays(
+    model: Model, migrations: Any, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in model.folder.iterdir()}
+    revisions = [tmp_path / "one", tmp_path / "two"]
+    for revision in revisions:
+        revision.mkdir()
+        for name in before:
+            (revision / name).symlink_to(f"../model/{name}")
+
+    migrate_file(revisions[0], revisions[0], folder=migrations(_0001=RENAME_LAST))
+
+    assert "blocks.2.w" in load(revisions[0])
+    assert {path.name: path.read_bytes() for path in model.folder.iterdir()} == before
+    assert "layers.2.w" in load(revisions[1])
+
+
+def test_link_under_the_name_of_a_new_shard_is_replaced(
+    model: Model, migrations: Any, tmp_path: Path
+) -> None:
+    folder = migrations(_0001=RENAME_LAST)
+    shutil.copytree(model.folder, tmp_path / "tried")
+    report = migrate_file(tmp_path / "tried", tmp_path / "tried", folder=folder)
+    assert report.target is not None
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (model.folder / report.target["written"][0]).symlink_to(victim)
+
+    migrate_file(model.folder, model.folder, folder=folder)
+
+    assert victim.read_text() == "mine"
     assert "blocks.2.w" in load(model.folder)
 
 
