@@ -60,14 +60,7 @@ def read_index(files: Files, name: str) -> Index:
     Raises:
         UnreadableCheckpoint: It is none, or names files that are not beside it.
     """
-    try:
-        data = json.loads(read_whole(files, name, MAX_INDEX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(name, f"is no JSON: {error}") from error
-    weight_map = data.get("weight_map") if isinstance(data, dict) else None
-    metadata = data.get("metadata", {}) if isinstance(data, dict) else None
-    if not isinstance(weight_map, dict) or not isinstance(metadata, dict) or not weight_map:
-        raise _unreadable(name, 'has no "weight_map" of keys and files')
+    weight_map, metadata = _read(files, name)
     keys: dict[str, list[str]] = {}
     for key, shard in weight_map.items():
         if not _is_beside(shard):
@@ -90,10 +83,32 @@ def shards_of(files: Files, name: str) -> tuple[str, ...]:
         return ()
 
 
+def named_by_index(files: Files, name: str) -> frozenset[str]:
+    """Return the names of the files that an index needs, whether they are there or not; none if it cannot be read."""
+    try:
+        weight_map, _ = _read(files, name)
+    except (UnreadableCheckpoint, OSError):
+        return frozenset()
+    return frozenset(shard for shard in weight_map.values() if _is_beside(shard))
+
+
 def index_text(weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> bytes:
     """Return the text of an index; the order of the keys is kept."""
     data = {"metadata": dict(metadata), "weight_map": dict(weight_map)}
     return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def _read(files: Files, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the "weight_map" and the "metadata" of an index."""
+    try:
+        data = json.loads(read_whole(files, name, MAX_INDEX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(name, f"is no JSON: {error}") from error
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    metadata = data.get("metadata", {}) if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict) or not isinstance(metadata, dict) or not weight_map:
+        raise _unreadable(name, 'has no "weight_map" of keys and files')
+    return weight_map, metadata
 
 
 def _is_beside(name: object) -> bool:

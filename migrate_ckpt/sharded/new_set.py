@@ -75,12 +75,18 @@ def write_into_folder(new: NewSet, folder: Path) -> None:
         _write(file, folder)
 
 
-def write_in_place(new: NewSet, folder: Path) -> None:
-    """Write what changed beside the old files, and take those away once the last file names the new ones."""
+def write_in_place(new: NewSet, folder: Path, kept: Collection[str]) -> None:
+    """Write what changed beside the old files, and take those away once the last file names the new ones.
+
+    Args:
+        new: The new set.
+        folder: Where the old one is.
+        kept: The names of files that stay, since something else needs them.
+    """
     for file in new.files:
         if not file.is_as_it_was:
             _write(file, folder)
-    for name in set(new.old_names) - {file.name for file in new.files}:
+    for name in set(new.old_names) - {file.name for file in new.files} - set(kept):
         (folder / name).unlink()
 
 

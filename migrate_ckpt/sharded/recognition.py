@@ -14,7 +14,7 @@ from migrate_ckpt.report import Report
 from migrate_ckpt.sharded.distributed_metadata import METADATA_NAME, is_distributed
 from migrate_ckpt.sharded.distributed_run import DistributedKind
 from migrate_ckpt.sharded.files import Files, FolderFiles, TarFiles, is_tar
-from migrate_ckpt.sharded.index_file import SUFFIX, find_index
+from migrate_ckpt.sharded.index_file import SUFFIX, find_index, named_by_index
 from migrate_ckpt.sharded.new_set import NewSet, write_in_place, write_into_folder
 from migrate_ckpt.sharded.sharded_run import ShardedKind
 
@@ -105,7 +105,7 @@ class ShardedFolder:
             if not in_place:
                 write_into_folder(new, folder)
             elif new.report.plan.has_work:
-                write_in_place(new, folder)
+                write_in_place(new, folder, _named_by_others(folder, self.main_name))
             return new.report
 
 
@@ -130,6 +130,13 @@ def sharded_tar(source: FileSource) -> tuple[TarFiles, Kind] | None:
     files = TarFiles(source)
     found = _kind_of(files, None)
     return None if found is None else (files, found[1])
+
+
+def _named_by_others(folder: Path, main_name: str) -> frozenset[str]:
+    """Return the names of the files that other indexes in a folder need."""
+    files = FolderFiles(folder)
+    indexes = [name for name in files.sizes() if name.endswith(SUFFIX) and name != main_name]
+    return frozenset().union(*(named_by_index(files, name) for name in indexes))
 
 
 def _kind_of(files: Files, index: str | None) -> tuple[str, Kind] | None:

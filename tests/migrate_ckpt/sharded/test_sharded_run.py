@@ -264,6 +264,18 @@ def test_link_under_the_name_of_a_new_shard_is_replaced(
     assert "blocks.2.w" in load(model.folder)
 
 
+def test_shards_that_another_index_needs_stay(model: Model, migrations: Any) -> None:
+    other = model.folder / "other.index.json"
+    shutil.copy(model.index, other)
+
+    migrate_file(model.index, model.index, folder=migrations(_0001=RENAME_LAST))
+
+    assert inspect_file(model.index).history.names == ("0001",)  # type: ignore[union-attr]
+    assert not inspect_file(other).history.names  # type: ignore[union-attr]
+    migrate_file(other, other, folder=migrations(_0001=RENAME_LAST))
+    assert not (model.folder / model.name(2)).exists()
+
+
 def test_set_that_is_there_already_is_not_replaced(
     model: Model, migrations: Any, tmp_path: Path
 ) -> None:
