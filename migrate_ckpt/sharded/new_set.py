@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -69,10 +70,11 @@ class NewSet:
 
 
 def write_into_folder(new: NewSet, folder: Path) -> None:
-    """Write the files into another folder."""
+    """Write the files into another folder; what was not there before goes again if that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in new.files:
-        _write(file, folder)
+    *parts, main = new.files
+    _write_parts(parts, folder)
+    _write(main, folder)
 
 
 def write_in_place(new: NewSet, folder: Path, kept: Collection[str]) -> None:
@@ -83,11 +85,27 @@ def write_in_place(new: NewSet, folder: Path, kept: Collection[str]) -> None:
         folder: Where the old one is.
         kept: The names of files that stay, since something else needs them.
     """
-    for file in new.files:
-        if not file.is_as_it_was:
-            _write(file, folder)
+    *parts, main = new.files
+    _write_parts([file for file in parts if not file.is_as_it_was], folder)
+    _write(main, folder)
     for name in set(new.old_names) - {file.name for file in new.files} - set(kept):
         (folder / name).unlink()
+
+
+def _write_parts(files: Iterable[NewFile], folder: Path) -> None:
+    """Write files that nothing names yet."""
+    made: list[Path] = []
+    try:
+        for file in files:
+            is_new = not os.path.lexists(folder / file.name)
+            _write(file, folder)
+            if is_new:
+                made.append(folder / file.name)
+    except BaseException:
+        # Else a run that was interrupted would be told that they exist already when it is tried again.
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _write(file: NewFile, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,23 +86,23 @@ class ShardedFolder:
             target: The folder of the new set, or the path of its index.
             migrations: The migrations.
             options: As for one file; another format is refused.
-            force: Whether a set that is in the target's place is replaced.
+            force: Whether a set, or a file of one, that is in the target's place is replaced.
             on_step: As for `migrate_file`.
 
         Raises:
-            TargetExists: Another set is in the target's place, and `force` is not set.
+            TargetExists: Another set, or a file of that name, is in the target's place, and `force` is not set.
             UnwritableCheckpoint: The result is not what such a checkpoint can hold, or another format was asked for.
             And what `migrate_file` raises. Then the old set is as it was, and there is no new one.
         """
         refuse_other_format(options)
         folder = target.parent if target.name.endswith(SUFFIX) else target
         in_place = folder.exists() and folder.samefile(self.folder)
-        if (folder / self.main_name).exists() and not in_place and not force:
-            raise TargetExists(
-                f"{folder / self.main_name} exists already. Choose another target, or replace it with force.",
-                path=folder / self.main_name,
-            )
+        replaces = in_place or force
+        if not replaces:
+            _refuse_existing(folder, [self.main_name])
         with self.kind.run(migrations, options, in_place=in_place, on_step=on_step) as new:
+            if not replaces:
+                _refuse_existing(folder, [file.name for file in new.files])
             if not in_place:
                 write_into_folder(new, folder)
             elif new.report.plan.has_work:
@@ -130,6 +131,16 @@ def sharded_tar(source: FileSource) -> tuple[TarFiles, Kind] | None:
     files = TarFiles(source)
     found = _kind_of(files, None)
     return None if found is None else (files, found[1])
+
+
+def _refuse_existing(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to replace files, or links wherever they lead."""
+    for path in [folder / name for name in names]:
+        if os.path.lexists(path):
+            raise TargetExists(
+                f"{path} exists already. Choose another target, or replace it with force.",
+                path=path,
+            )
 
 
 def _named_by_others(folder: Path, main_name: str) -> frozenset[str]:

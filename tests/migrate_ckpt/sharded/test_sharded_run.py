@@ -287,6 +287,47 @@ def test_set_that_is_there_already_is_not_replaced(
     migrate_file(model.folder, tmp_path / "new", folder=folder, force=True)
 
 
+@pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])
+def test_shard_of_that_name_that_is_there_already_is_not_replaced(
+    model: Model, migrations: Any, tmp_path: Path, is_link: bool
+) -> None:
+    (tmp_path / "new").mkdir()
+    there = tmp_path / "new" / model.name(2)
+    if is_link:
+        there.symlink_to(model.folder / model.name(2))
+    else:
+        there.write_text("precious")
+    before = there.read_bytes()
+
+    with pytest.raises(TargetExists) as caught:
+        migrate_file(model.folder, tmp_path / "new", folder=migrations(_0001=RENAME_LAST))
+
+    assert caught.value.path == there
+    assert there.read_bytes() == before
+    assert os.listdir(tmp_path / "new") == [there.name]
+    migrate_file(model.folder, tmp_path / "new", folder=migrations(_0001=RENAME_LAST), force=True)
+    assert "blocks.2.w" in load(tmp_path / "new")
+    assert "layers.2.w" in load(model.folder)
+
+
+def test_interrupted_in_another_folder_leaves_nothing_there(
+    model: Model, migrations: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(target: Path, *args: Any, **options: Any) -> None:
+        if target.name == model.name(2):
+            raise KeyboardInterrupt
+        replace_file(target, *args, **options)
+
+    monkeypatch.setattr(new_set, "replace_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        migrate_file(model.folder, tmp_path / "new", folder=migrations(_0001=RENAME_LAST))
+    monkeypatch.undo()
+
+    assert os.listdir(tmp_path / "new") == []
+    migrate_file(model.folder, tmp_path / "new", folder=migrations(_0001=RENAME_LAST))
+    assert "blocks.2.w" in load(tmp_path / "new")
+
+
 @pytest.mark.parametrize("options", [{"format": "torch"}, {"keep_undo": True}], ids=str)
 def test_what_is_for_one_file_is_refused(
     model: Model, migrations: Any, tmp_path: Path, options: Any
