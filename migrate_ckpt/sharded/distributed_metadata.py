@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.errors import ForeignObjectError, UnreadableCheckpoint
@@ -87,6 +87,14 @@ class Item:
 def is_distributed(files: Files) -> bool:
     """Tell whether some files are a distributed checkpoint."""
     return METADATA_NAME in files.sizes()
+
+
+def named_by_metadata(files: Files) -> frozenset[str]:
+    """Return the names of the files that a distributed checkpoint needs; none if its metadata cannot be read."""
+    try:
+        return frozenset(DistributedMetadata(files).files)
+    except (UnreadableCheckpoint, OSError):
+        return frozenset()
 
 
 class DistributedMetadata:
@@ -173,12 +181,17 @@ class DistributedMetadata:
         root.storage_data = {place.index: place.info for item in listed for place in item.places}
         return write_pickle(root, TensorWriter())
 
-    def renamed(self, item: Item, path: KeyPath) -> Item:
-        """Return an item under another path, with its bytes where they are."""
+    def renamed(self, item: Item, path: KeyPath, names: Mapping[str, str]) -> Item:
+        """Return an item under another path, with its bytes where they are, in files that may have other names."""
         name = flat_name(path)
         places = tuple(
-            Place(p.file, p.offset, p.length, p.starts, p.sizes, _with_name(p.index, name), p.info)
-            for p in item.places
+            replace(
+                place,
+                file=names[place.file],
+                index=_with(place.index, "fqn", name),
+                info=_with(place.info, "relative_path", names[place.file]),
+            )
+            for place in item.places
         )
         return Item(name, path, item.entry, places, item.dtype, item.shape)
 
@@ -277,10 +290,10 @@ def _require(value: Any, kind: str) -> None:
         )
 
 
-def _with_name(index: ForeignObject, name: str) -> ForeignObject:
-    renamed = copy.copy(index)
-    renamed.fqn = name
-    return renamed
+def _with(value: ForeignObject, attribute: str, new: object) -> ForeignObject:
+    changed = copy.copy(value)
+    setattr(changed, attribute, new)
+    return changed
 
 
 def _made(kind: str, **attributes: Any) -> ForeignObject:

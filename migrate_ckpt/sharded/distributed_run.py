@@ -7,7 +7,7 @@ one more file; all other bytes stay where they are, and only `.metadata` says wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ from migrate_ckpt.sharded.distributed_metadata import (
     KeyPath,
 )
 from migrate_ckpt.sharded.files import Files, read_whole
-from migrate_ckpt.sharded.new_set import NewFile, NewSet, in_memory, tag_of
+from migrate_ckpt.sharded.new_set import FreeNames, NewFile, NewSet, in_memory, tag_of
 from migrate_ckpt.verifying import refuse_unmet
 
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ class DistributedKind:
         options: RunOptions,
         *,
         in_place: bool,
+        taken: Collection[str],
         on_step: OnStep | None,
     ) -> NewSet:
-        """Run a set, and lay out the result. In place or not, the old files keep their names."""
+        """Run a set, and lay out the result (see `recognition.Kind`)."""
         metadata = DistributedMetadata(self._files)
         _refuse_globals(self._files, metadata, options)
         opened = DistributedCheckpoint(self._files, metadata, ())
@@ -112,7 +113,10 @@ class DistributedKind:
             loaded = load_migrations(migrations)
             opened, ckpt, report = _run(self._files, metadata, plan, loaded, on_step)
         refuse_unmet(migrations.manifest, ckpt, report)
-        return _lay_out(self._files, opened, ckpt, report)
+        free = FreeNames(taken, read_history(ckpt))
+        old = opened.metadata.files
+        names = {file: file if in_place else free.of(file) for file in old}
+        return _lay_out(self._files, opened, ckpt, report, names, free)
 
 
 def _run(
@@ -150,15 +154,22 @@ def _is_made_of_nothing(leaf: tuple[KeyPath, Any]) -> bool:
     return is_tensor(leaf[1]) and leaf[1].is_meta and not is_absent(leaf[1])
 
 
-def _lay_out(files: Files, opened: DistributedCheckpoint, ckpt: Any, report: Report) -> NewSet:
-    """Lay out the old files that something is left of, one of what is new, and the metadata."""
-    name = NEW_FILE.format(tag_of(read_history(ckpt)))
+def _lay_out(
+    files: Files,
+    opened: DistributedCheckpoint,
+    ckpt: Any,
+    report: Report,
+    names: Mapping[str, str],
+    free: FreeNames,
+) -> NewSet:
+    """Lay out the old files that something is left of, by their new names, one of what is new, and the metadata."""
+    name = free.of(NEW_FILE.format(tag_of(read_history(ckpt))))
     new = Pieces()
     items: list[Item] = []
     for path, value in _leaves(ckpt, opened):
         item = opened.item_of(value)
         if item is not None:
-            items.append(opened.metadata.renamed(item, path))
+            items.append(opened.metadata.renamed(item, path, names))
             continue
         offset = new.size
         for piece in in_memory(*lay_out_new(value)):
@@ -169,14 +180,14 @@ def _lay_out(files: Files, opened: DistributedCheckpoint, ckpt: Any, report: Rep
     laid_out: list[NewFile] = []
     held: list[FileSource] = []
     for file in opened.metadata.files:
-        if file in used:
+        if names[file] in used:
             source = files.open(file)
             held.append(source)
-            laid_out.append(NewFile(file, whole(source), source, is_as_it_was=True))
+            laid_out.append(NewFile(names[file], whole(source), source, is_as_it_was=True))
     if new.size:
         laid_out.append(NewFile(name, new, None))
     text = Pieces()
-    if report.plan.has_work:
+    if report.plan.has_work or any(old != new for old, new in names.items()):
         text.add_bytes(opened.metadata.write(items))
     else:
         text.add_bytes(read_whole(files, METADATA_NAME, MAX_PICKLE_BYTES))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import tarfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from migrate_ckpt.history import History
 from migrate_ckpt.report import Report
 from migrate_ckpt.sharded.files import TarFiles
 
+_TAG = re.compile(r"\.m[0-9a-f]{8}(?=\.[^.]+$)")
+
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
@@ -26,7 +30,7 @@ class NewFile:
         name: Its name.
         pieces: What it consists of.
         source: What their ranges are of.
-        is_as_it_was: Whether it is a file of the old set, unchanged and under its name.
+        is_as_it_was: Whether it is a file of the old set, unchanged; in place under its name, too.
     """
 
     name: str
@@ -69,27 +73,29 @@ class NewSet:
             each.close()
 
 
-def write_into_folder(new: NewSet, folder: Path) -> None:
-    """Write the files into another folder; what was not there before goes again if that fails."""
+def write_into_folder(new: NewSet, folder: Path, old_names: Collection[str]) -> None:
+    """Write the files into another folder, and take an old set's away once the last file names the new ones.
+
+    What was not there before goes again if that fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     *parts, main = new.files
     _write_parts(parts, folder)
     _write(main, folder)
+    _remove(folder, set(old_names) - {file.name for file in new.files})
 
 
-def write_in_place(new: NewSet, folder: Path, kept: Collection[str]) -> None:
-    """Write what changed beside the old files, and take those away once the last file names the new ones.
-
-    Args:
-        new: The new set.
-        folder: Where the old one is.
-        kept: The names of files that stay, since something else needs them.
-    """
+def write_in_place(new: NewSet, folder: Path, old_names: Collection[str]) -> None:
+    """Do the same in the folder of the old set, where what did not change is there."""
     *parts, main = new.files
     _write_parts([file for file in parts if not file.is_as_it_was], folder)
     _write(main, folder)
-    for name in set(new.old_names) - {file.name for file in new.files} - set(kept):
-        (folder / name).unlink()
+    _remove(folder, set(old_names) - {file.name for file in new.files})
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write_parts(files: Iterable[NewFile], folder: Path) -> None:
@@ -155,7 +161,31 @@ def in_memory(pieces: Iterable[Any], source: FileSource | None) -> Pieces:
     return made
 
 
-def tag_of(history: History) -> str:
+class FreeNames:
+    """Names for new files: their own, or where something that stays for now has it, one that tells their state."""
+
+    def __init__(self, taken: Iterable[str], history: History) -> None:
+        self._taken = set(taken)
+        self._history = history
+
+    def of(self, name: str) -> str:
+        """Return a name for a file that would be called so."""
+        free = name
+        for attempt in itertools.count():
+            if free not in self._taken:
+                break
+            free = _tagged(name, tag_of(self._history, attempt))
+        self._taken.add(free)
+        return free
+
+
+def tag_of(history: History, attempt: int = 0) -> str:
     """Return what tells the files of one state of a checkpoint from those of another."""
     records = [[record.name, record.set, record.digest] for record in history.records]
-    return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:8]
+    text = json.dumps([*records, attempt] if attempt else records)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _tagged(name: str, tag: str) -> str:
+    stem, dot, suffix = _TAG.sub("", name).rpartition(".")
+    return f"{stem}.m{tag}{dot}{suffix}"

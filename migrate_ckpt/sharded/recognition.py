@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +12,11 @@ from migrate_ckpt.errors import TargetExists, UnwritableCheckpoint
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
-from migrate_ckpt.sharded.distributed_metadata import METADATA_NAME, is_distributed
+from migrate_ckpt.sharded.distributed_metadata import (
+    METADATA_NAME,
+    is_distributed,
+    named_by_metadata,
+)
 from migrate_ckpt.sharded.distributed_run import DistributedKind
 from migrate_ckpt.sharded.files import Files, FolderFiles, TarFiles, is_tar
 from migrate_ckpt.sharded.index_file import SUFFIX, find_index, named_by_index
@@ -42,9 +46,10 @@ class Kind(Protocol):
         options: RunOptions,
         *,
         in_place: bool,
+        taken: Collection[str],
         on_step: OnStep | None,
     ) -> NewSet:
-        """Run a set, and lay out the files of the result."""
+        """Run a set, and lay out the files of the result; those that are written have none of the taken names."""
 
     def read(self, builder_of: Callable[[Container], Any]) -> Any:
         """Return the checkpoint, for those who try migrations out (see `preview.Readable`)."""
@@ -79,8 +84,9 @@ class ShardedFolder:
         """Migrate it into another folder, or in place.
 
         In another folder files keep their names, and those that did not change are copied by the kernel. In place only
-        those that change are written, under new names, and the old ones go once the file that names the others is
-        replaced: whoever is ended in between has left the old set whole.
+        those that change are written. Where there is a set already, in place or with force, they get new names, and the
+        old ones go once the file that names the others is replaced: whoever is ended in between has left the old set
+        whole.
 
         Args:
             target: The folder of the new set, or the path of its index.
@@ -100,13 +106,18 @@ class ShardedFolder:
         replaces = in_place or force
         if not replaces:
             _refuse_existing(folder, [self.main_name])
-        with self.kind.run(migrations, options, in_place=in_place, on_step=on_step) as new:
+        named = _named(folder) if replaces else {}
+        taken = frozenset().union(*named.values())
+        old_names = named.pop(self.main_name, frozenset()).difference(named, *named.values())
+        with self.kind.run(
+            migrations, options, in_place=in_place, taken=taken, on_step=on_step
+        ) as new:
             if not replaces:
                 _refuse_existing(folder, [file.name for file in new.files])
             if not in_place:
-                write_into_folder(new, folder)
+                write_into_folder(new, folder, old_names)
             elif new.report.plan.has_work:
-                write_in_place(new, folder, _named_by_others(folder, self.main_name))
+                write_in_place(new, folder, old_names)
             return new.report
 
 
@@ -143,11 +154,15 @@ def _refuse_existing(folder: Path, names: Iterable[str]) -> None:
             )
 
 
-def _named_by_others(folder: Path, main_name: str) -> frozenset[str]:
-    """Return the names of the files that other indexes in a folder need."""
+def _named(folder: Path) -> dict[str, frozenset[str]]:
+    """Return what each file of a folder names that names the files of a set."""
+    if not folder.is_dir():
+        return {}
     files = FolderFiles(folder)
-    indexes = [name for name in files.sizes() if name.endswith(SUFFIX) and name != main_name]
-    return frozenset().union(*(named_by_index(files, name) for name in indexes))
+    named = {name: named_by_index(files, name) for name in files.sizes() if name.endswith(SUFFIX)}
+    if is_distributed(files):
+        named[METADATA_NAME] = named_by_metadata(files)
+    return named
 
 
 def _kind_of(files: Files, index: str | None) -> tuple[str, Kind] | None:

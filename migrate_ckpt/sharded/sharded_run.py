@@ -5,9 +5,8 @@ A tensor stays in the shard that it was in; one that was made goes to that of th
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +28,9 @@ from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.files import Files
 from migrate_ckpt.sharded.index_file import index_text
-from migrate_ckpt.sharded.new_set import NewFile, NewSet, tag_of
+from migrate_ckpt.sharded.new_set import FreeNames, NewFile, NewSet
 from migrate_ckpt.sharded.shards import Shard, ShardedCheckpoint, open_sharded, take_history
 from migrate_ckpt.verifying import refuse_unmet
-
-_TAG = re.compile(r"\.m[0-9a-f]{8}(?=\.[^.]+$)")
 
 
 class ShardedKind:
@@ -83,16 +80,19 @@ class ShardedKind:
         options: RunOptions,
         *,
         in_place: bool,
+        taken: Collection[str],
         on_step: OnStep | None,
     ) -> NewSet:
-        """Run a set, and lay out the result."""
+        """Run a set, and lay out the result (see `recognition.Kind`)."""
         # Loading torch takes a second, which a plan need not wait.
         from migrate_ckpt.formats.tensors import MappedTensors
 
         opened = open_sharded(self._files, self._name)
         try:
             opened.read(MappedTensors)
-            return _run(opened, migrations, options, in_place=in_place, on_step=on_step)
+            return _run(
+                opened, migrations, options, in_place=in_place, taken=taken, on_step=on_step
+            )
         except BaseException:
             opened.close()
             raise
@@ -104,6 +104,7 @@ def _run(
     options: RunOptions,
     *,
     in_place: bool,
+    taken: Collection[str],
     on_step: OnStep | None,
 ) -> NewSet:
     _refuse_globals(opened, options)
@@ -117,9 +118,9 @@ def _run(
     refuse_unmet(migrations.manifest, ckpt, report)
     history = take_history(ckpt)
     keys = _keys_by_shard(opened, ckpt, shards_of)
-    tag = tag_of(history)
+    free = FreeNames(taken, history)
     files = [
-        _new_file(shard, keys[number], ckpt, tag if in_place else None)
+        _new_file(shard, keys[number], ckpt, free, in_place=in_place)
         for number, shard in enumerate(opened.shards)
         if keys[number]
     ]
@@ -128,7 +129,8 @@ def _run(
         for file, found in zip(files, filter(None, keys), strict=True)
         for key in found
     }
-    text = _whole_index(opened) if not plan.has_work else _index(opened, ckpt, names, history)
+    is_same = not plan.has_work and [file.name for file in files] == list(opened.index.shards)
+    text = _whole_index(opened) if is_same else _index(opened, ckpt, names, history)
     files.append(NewFile(opened.index.name, text, None))
     target = {
         "format": opened.format,
@@ -177,18 +179,21 @@ def _keys_by_shard(
     return keys
 
 
-def _new_file(shard: Shard, keys: list[str], ckpt: Mapping[str, Any], tag: str | None) -> NewFile:
+def _new_file(
+    shard: Shard, keys: list[str], ckpt: Mapping[str, Any], free: FreeNames, *, in_place: bool
+) -> NewFile:
     source, before = shard.container.source, shard.contents.value
     is_same = set(keys) == set(shard.keys) and all(
         identity(ckpt[key]) == identity(before[key]) for key in keys
     )
     if is_same and not shard.container.mapped.changed(shard.container.storages):
-        return NewFile(shard.name, whole(source), source, is_as_it_was=True)
+        name = shard.name if in_place else free.of(shard.name)
+        return NewFile(name, whole(source), source, is_as_it_was=True)
     part: OrderedDict[str, Any] = OrderedDict((key, ckpt[key]) for key in keys)
     if isinstance(before, OrderedDict) and "_metadata" in vars(before):
         vars(part)["_metadata"] = vars(ckpt).get("_metadata", OrderedDict())
     pieces, _, _ = lay_out_as(part, shard.container, shard.contents.protocol, None)
-    return NewFile(shard.name if tag is None else _tagged(shard.name, tag), pieces, source)
+    return NewFile(free.of(shard.name), pieces, source)
 
 
 def _verify(opened: ShardedCheckpoint, files: list[NewFile]) -> bool:
@@ -229,9 +234,3 @@ def _index(
     pieces = Pieces()
     pieces.add_bytes(index_text({key: names[key] for key in ckpt}, metadata))
     return pieces
-
-
-def _tagged(name: str, tag: str) -> str:
-    """Return another name for a shard, which tells its state; the names of the old ones must stay free."""
-    stem, dot, suffix = _TAG.sub("", name).rpartition(".")
-    return f"{stem}.m{tag}{dot}{suffix}"

@@ -62,4 +62,5 @@ def start_tar_run(
         And what `run_file` raises.
     """
     refuse_other_format(options)
-    return TarRun(kind.run(migrations, options, in_place=False, on_step=on_step), files, source)
+    new = kind.run(migrations, options, in_place=False, taken=(), on_step=on_step)
+    return TarRun(new, files, source)

@@ -25,7 +25,8 @@ from migrate_ckpt import (
     read_set,
 )
 from migrate_ckpt.cli import main
-from migrate_ckpt.sharded import distributed_checkpoint
+from migrate_ckpt.formats.pieces import replace_file
+from migrate_ckpt.sharded import distributed_checkpoint, new_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -208,6 +209,30 @@ def test_another_that_is_there_is_not_replaced(
         migrate_file(folder, tmp_path / "new", folder=migrations(RENAME))
     with pytest.raises(UnwritableCheckpoint):
         migrate_file(folder, tmp_path / "x", folder=migrations(RENAME), format="torch")
+
+
+def test_replaced_by_force_the_other_one_is_whole_until_the_metadata_is_written(
+    folder: Path, migrations: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    dcp.save({"model": {"w": torch.full((3,), 5.0)}}, checkpoint_id=other, no_dist=True)
+
+    def killed(target: Path, *args: Any, **options: Any) -> None:
+        if target.name == ".metadata":
+            raise KeyboardInterrupt
+        replace_file(target, *args, **options)
+
+    monkeypatch.setattr(new_set, "replace_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        migrate_file(folder, other, folder=migrations(RENAME), force=True)
+    monkeypatch.undo()
+    assert load(other, model={"w": torch.zeros(3)})["model"]["w"].tolist() == [5.0] * 3
+
+    for _ in range(2):
+        migrate_file(folder, other, folder=migrations(RENAME), force=True)
+        assert load(other, rate=0.0)["rate"] == 0.1
+        used = {info.relative_path for info in metadata_of(other).storage_data.values()}
+        assert {path.name for path in other.iterdir()} == {".metadata", *used}
 
 
 class Marker:

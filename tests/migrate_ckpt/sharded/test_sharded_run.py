@@ -328,6 +328,46 @@ def test_interrupted_in_another_folder_leaves_nothing_there(
     assert "blocks.2.w" in load(tmp_path / "new")
 
 
+@pytest.mark.parametrize("text", [RENAME_LAST, None], ids=["work", "no work"])
+def test_replaced_by_force_the_other_set_is_whole_until_the_index_is_written(
+    model: Model, migrations: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    other = Model(tmp_path / "other", model.kind)
+    save({"x": torch.ones(1)}, other.folder / "extra.bin")
+    index = json.loads(other.index.read_text())
+    index["weight_map"]["x"] = "extra.bin"
+    other.index.write_text(json.dumps(index))
+    before = load(other.folder)
+    folder = migrations(_0001=RENAME_LAST)
+    if text is None:
+        migrate_file(model.folder, model.folder, folder=folder)
+
+    def killed(target: Path, *args: Any, **options: Any) -> None:
+        if target.name == model.index.name:
+            raise KeyboardInterrupt
+        replace_file(target, *args, **options)
+
+    monkeypatch.setattr(new_set, "replace_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        migrate_file(model.folder, other.folder, folder=folder, force=True)
+    monkeypatch.undo()
+    index = json.loads(other.index.read_text())
+    for name in set(index["weight_map"].values()):
+        held = (
+            load_file(other.folder / name) if "safet" in name else torch.load(other.folder / name)
+        )
+        assert all(torch.equal(before[key], tensor) for key, tensor in held.items())
+
+    migrate_file(model.folder, other.folder, folder=folder, force=True)
+
+    # Which also says that nothing else is left in the folder.
+    made = load(other.folder)
+    assert torch.equal(made["blocks.2.w"], model.tensors["layers.2.w"])
+    assert inspect_file(other.folder).history.names == ("0001",)  # type: ignore[union-attr]
+    migrate_file(model.folder, other.folder, folder=folder, force=True)
+    assert made.keys() == load(other.folder).keys()
+
+
 @pytest.mark.parametrize("options", [{"format": "torch"}, {"keep_undo": True}], ids=str)
 def test_what_is_for_one_file_is_refused(
     model: Model, migrations: Any, tmp_path: Path, options: Any
