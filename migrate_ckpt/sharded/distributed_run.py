@@ -7,7 +7,7 @@ one more file; all other bytes stay where they are, and only `.metadata` says wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from migrate_ckpt.absent import is_absent
 from migrate_ckpt.errors import (
     MigrationFailed,
     RequirementsNotMet,
+    UnwritableCheckpoint,
 )
 from migrate_ckpt.file_run import RunOptions, lay_out_new, plan_history
 from migrate_ckpt.folder import MigrationSet
@@ -37,11 +38,13 @@ from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.distributed_checkpoint import DistributedCheckpoint, open_part
 from migrate_ckpt.sharded.distributed_metadata import (
+    MAX_DEPTH,
     METADATA_NAME,
     OWN_GLOBALS,
     DistributedMetadata,
     Item,
     KeyPath,
+    flat_name,
 )
 from migrate_ckpt.sharded.files import Files, read_whole
 from migrate_ckpt.sharded.new_set import FreeNames, NewFile, NewSet, in_memory, tag_of
@@ -166,7 +169,9 @@ def _lay_out(
     name = free.of(NEW_FILE.format(tag_of(read_history(ckpt))))
     new = Pieces()
     items: list[Item] = []
-    for path, value in _leaves(ckpt, opened):
+    leaves = list(_leaves(ckpt, opened))
+    _refuse_unreadable(path for path, _ in leaves)
+    for path, value in leaves:
         item = opened.item_of(value)
         if item is not None:
             items.append(opened.metadata.renamed(item, path, names))
@@ -208,21 +213,51 @@ def _lay_out(
     return NewSet(report, tuple(laid_out), opened.metadata.files, held, kept=ckpt)
 
 
+def _refuse_unreadable(paths: Iterable[KeyPath]) -> None:
+    """Refuse paths that nobody could read again: torch tells values by what their paths are flattened to.
+
+    Raises:
+        UnwritableCheckpoint: One has a key that is no text, is too deep, or is flattened to the same name as another.
+    """
+    seen: set[str] = set()
+    for path in paths:
+        name = flat_name(path)
+        if len(path) > MAX_DEPTH:
+            what = f"nothing that is nested deeper than {MAX_DEPTH} times, as {name!r:.80} is"
+        elif name in seen:
+            what = f"no two values that are both called {name!r:.80}"
+        else:
+            seen.add(name)
+            continue
+        raise UnwritableCheckpoint(f"a distributed checkpoint can hold {what}", where=name[:80])
+
+
 def _leaves(
     value: Any, opened: DistributedCheckpoint, path: KeyPath = ()
 ) -> Iterator[tuple[KeyPath, Any]]:
     """Yield the values of a state dict with their paths, as torch flattens it; what was one item stays one."""
     is_history = path in ((ckpt_migration_key,), (records_key,))
     children: list[tuple[Any, Any]] = []
-    if isinstance(value, Mapping):
-        children = list(value.items())
+    if is_history or opened.is_one(value):
+        pass
+    elif isinstance(value, Mapping):
+        children = [(_text(name, path), child) for name, child in value.items()]
     elif isinstance(value, list | tuple):
         children = list(enumerate(value))
-    if not children or is_history or opened.is_one(value):
+    if not children:
         yield path, value
-    else:
-        for name, child in children:
-            yield from _leaves(child, opened, (*path, name))
+    for name, child in children:
+        yield from _leaves(child, opened, (*path, name))
+
+
+def _text(name: object, path: KeyPath) -> str:
+    if not isinstance(name, str):
+        where = flat_name((*path, name))
+        raise UnwritableCheckpoint(
+            f"a distributed checkpoint can hold no mapping with a key that is no text, as {where!r:.80} is",
+            where=where[:80],
+        )
+    return name
 
 
 def _refuse_globals(files: Files, metadata: DistributedMetadata, options: RunOptions) -> None:

@@ -200,6 +200,33 @@ def test_migration_that_fails_leaves_everything(folder: Path, migrations: Any) -
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            "ckpt['model.layers.0.w'] = ckpt['model']['layers.1.w']",
+            "both called 'model.layers.0.w'",
+        ),
+        ("ckpt['state'] = {5: ckpt['model']['layers.1.w']}", "no text, as 'state.5' is"),
+        ("ckpt['state'] = {0: ckpt['model']['layers.1.w']}", "no text, as 'state.0' is"),
+        ("ckpt['state'] = {(1, 2): 5}", "no text"),
+        ("for _ in range(70): ckpt['model'] = {'m': ckpt['model']}", "deeper than 64"),
+    ],
+    ids=["same name", "number", "zero", "tuple", "deep"],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    folder: Path, migrations: Any, line: str, reason: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    with pytest.raises(UnwritableCheckpoint, match=reason):
+        migrate_file(
+            folder, folder, folder=migrations(f"def handle(ckpt):\n    {line}\n    return ckpt\n")
+        )
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_another_that_is_there_is_not_replaced(
     folder: Path, migrations: Any, tmp_path: Path
 ) -> None:
