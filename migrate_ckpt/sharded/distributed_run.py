@@ -237,17 +237,34 @@ def _leaves(
 ) -> Iterator[tuple[KeyPath, Any]]:
     """Yield the values of a state dict with their paths, as torch flattens it; what was one item stays one."""
     is_history = path in ((ckpt_migration_key,), (records_key,))
-    children: list[tuple[Any, Any]] = []
-    if is_history or opened.is_one(value):
-        pass
-    elif isinstance(value, Mapping):
-        children = [(_text(name, path), child) for name, child in value.items()]
-    elif isinstance(value, list | tuple):
-        children = list(enumerate(value))
-    if not children:
+    if is_history or opened.is_one(value) or not _is_split(value):
         yield path, value
-    for name, child in children:
-        yield from _leaves(child, opened, (*path, name))
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from _leaves(child, opened, (*path, _text(key, path)))
+    else:
+        for position, child in enumerate(value):
+            yield from _leaves(child, opened, (*path, position))
+
+
+def _is_split(value: Any) -> bool:
+    """Tell whether torch gives what is in a value names of its own (`_traverse.traverse_state_dict`, torch 2.13)."""
+    if isinstance(value, Mapping):
+        return bool(value)
+    if isinstance(value, list):
+        return any(
+            is_tensor(part) or isinstance(part, Mapping) or _is_split(part) for part in value
+        )
+    # Torch never splits a tuple. Here tensors stay items, wherever they are: their bytes may not be there.
+    return isinstance(value, tuple) and _has_tensor(value)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_tensor, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensor, value))
+    return is_tensor(value)
 
 
 def _text(name: object, path: KeyPath) -> str:

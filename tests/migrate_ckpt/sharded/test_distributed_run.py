@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +199,26 @@ def test_migration_that_fails_leaves_everything(folder: Path, migrations: Any) -
     with pytest.raises(MigrationFailed, match="no key is 'no'"):
         migrate_file(folder, folder, folder=migrations(HEAD + 'operations = [rename("no", "x")]\n'))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[0.9, 0.99], (0.9, 0.99), [], [[1], [2, (3,)]], ({"a": 1},), [1, {"a": [2, 3]}]],
+    ids=repr,
+)
+def test_list_that_is_new_is_split_where_torch_splits_it(
+    folder: Path, migrations: Any, tmp_path: Path, value: Any
+) -> None:
+    text = f"def handle(ckpt):\n    ckpt['hyper'] = {{'betas': {value!r}}}\n    return ckpt\n"
+    migrate_file(folder, folder, folder=migrations(text))
+
+    dcp.save({"hyper": {"betas": value}}, checkpoint_id=tmp_path / "by_torch", no_dist=True)
+    expected = metadata_of(tmp_path / "by_torch").planner_data
+    made = metadata_of(folder).planner_data
+    assert made is not None
+    assert {name: path for name, path in made.items() if path[0] == "hyper"} == expected
+    wanted = copy.deepcopy(value)
+    assert load(folder, hyper={"betas": wanted})["hyper"]["betas"] == value
 
 
 @pytest.mark.parametrize(
