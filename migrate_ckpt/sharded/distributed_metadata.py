@@ -32,6 +32,8 @@ OWN_GLOBALS = ("torch.distributed.checkpoint.*", "torch.serialization._get_layou
 """What such a pickle names, of whatever checkpoint it is."""
 
 MAX_DEPTH = 64
+MAX_PARTS_ABREAST = 1024
+"""Of a tensor that is cut in two dimensions: on a square of a million devices there are no more."""
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -266,10 +268,7 @@ def _item(name: str, path: KeyPath, entry: Any, places: list[Place]) -> Item:
 
 
 def _cover(shape: tuple[int, ...], parts: Iterable[Place], itemsize: int) -> bool:
-    """Tell whether parts lie within a shape, have as many elements, and their bytes in the file.
-
-    That they do not overlap is up to torch.
-    """
+    """Tell whether parts fill a shape, each element once, and their bytes are in the file."""
     listed = list(parts)
     within = all(
         len(p.starts) == len(p.sizes) == len(shape)
@@ -280,7 +279,32 @@ def _cover(shape: tuple[int, ...], parts: Iterable[Place], itemsize: int) -> boo
         )
         for p in listed
     )
-    return within and sum(math.prod(p.sizes) for p in listed) == math.prod(shape)
+    is_full = within and sum(math.prod(p.sizes) for p in listed) == math.prod(shape)
+    return is_full and not _overlap([p for p in listed if math.prod(p.sizes)])
+
+
+def _overlap(parts: list[Place]) -> bool:
+    """Tell whether parts of a tensor have elements in common, or are cut as by no sharding."""
+    if len(parts) < 2:
+        return False
+    # Along the dimension that has been cut into most parts, fewest reach over the beginning of another.
+    dim = max(range(len(parts[0].starts)), key=lambda dim: len({p.starts[dim] for p in parts}))
+    reaching: list[Place] = []
+    for part in sorted(parts, key=lambda p: p.starts[dim]):
+        reaching = [p for p in reaching if p.starts[dim] + p.sizes[dim] > part.starts[dim]]
+        if len(reaching) > MAX_PARTS_ABREAST or any(_meet(part, other) for other in reaching):
+            return True
+        reaching.append(part)
+    return False
+
+
+def _meet(one: Place, other: Place) -> bool:
+    return all(
+        a < b + b_size and b < a + a_size
+        for a, a_size, b, b_size in zip(
+            one.starts, one.sizes, other.starts, other.sizes, strict=True
+        )
+    )
 
 
 def _require(value: Any, kind: str) -> None:

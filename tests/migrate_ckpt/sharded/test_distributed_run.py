@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 
 from migrate_ckpt import (
     MigrationFailed,
@@ -354,6 +356,58 @@ def test_shape_that_the_parts_do_not_make_is_refused(folder: Path) -> None:
 
     with pytest.raises(UnreadableCheckpoint, match="do not make the tensor"):
         inspect_file(folder)
+
+
+def chunked(folder: Path, *boxes: tuple[list[int], list[int]]) -> None:
+    """A checkpoint of one tensor of 4 x 4 ones, whose parts are said to be these."""
+    dcp.save({"w": torch.ones(4, 4)}, checkpoint_id=folder, no_dist=True)
+
+    def edit(metadata: Metadata) -> None:
+        [info] = metadata.storage_data.values()
+        data = b""
+        metadata.storage_data.clear()
+        chunks = []
+        for start, size in boxes:
+            part = io.BytesIO()
+            torch.save(torch.ones(size), part)
+            place = replace(info, offset=len(data), length=len(part.getvalue()))
+            data += part.getvalue()
+            metadata.storage_data[MetadataIndex("w", torch.Size(start))] = place
+            chunks.append(ChunkStorageMetadata(torch.Size(start), torch.Size(size)))
+        metadata.state_dict_metadata["w"].chunks = chunks  # type: ignore[union-attr]
+        (folder / info.relative_path).write_bytes(data)
+
+    edited(folder, edit)
+
+
+def test_parts_that_overlap_and_leave_a_gap_are_refused(tmp_path: Path) -> None:
+    chunked(tmp_path / "old", ([0, 0], [3, 4]), ([2, 0], [1, 4]))
+
+    with pytest.raises(UnreadableCheckpoint, match="do not make the tensor"):
+        inspect_file(tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [([0, 0], [3, 4]), ([3, 0], [1, 4])],
+        [([0, 2], [4, 2]), ([0, 0], [4, 2])],
+        [([r, c], [2, 2]) for r in (0, 2) for c in (0, 2)],
+        [([0, 0], [1, 3]), ([0, 3], [3, 1]), ([1, 0], [3, 1]), ([3, 1], [1, 3]), ([1, 1], [2, 2])],
+        [([0, 0], [4, 4]), ([4, 0], [0, 4])],
+    ],
+    ids=["rows", "columns", "squares", "around one", "empty"],
+)
+def test_parts_that_fill_a_tensor_are_put_together(
+    tmp_path: Path, migrations: Any, boxes: Any
+) -> None:
+    chunked(tmp_path / "old", *boxes)
+    text = HEAD + 'operations = [cast("float64")]\n'
+
+    migrate_file(tmp_path / "old", tmp_path / "new", folder=migrations(text))
+
+    wanted = torch.zeros(4, 4, dtype=torch.float64)
+    assert load(tmp_path / "new", w=wanted)["w"].eq(1).all()
 
 
 def test_command(
