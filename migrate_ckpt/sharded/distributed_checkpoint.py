@@ -69,6 +69,10 @@ class DistributedCheckpoint:
     def _value(self, item: Item, *, is_there: bool) -> Any:
         if item.dtype is None:
             value = _load(self._files, item.places[0])
+            if is_tensor(value):
+                raise UnreadableCheckpoint(
+                    f"{item.name!r:.80} is a tensor, and {METADATA_NAME} says that it is none"
+                )
             self._known[id(value)] = outline(value, identify=id)
         elif is_there:
             value = self._assembled(item)
@@ -126,8 +130,10 @@ def _put(ckpt: Any, path: KeyPath, value: Any) -> None:
             if name == len(ckpt):
                 ckpt.append(made)
             ckpt = ckpt[name]
-        else:
+        elif isinstance(ckpt, dict):
             ckpt = ckpt.setdefault(name, made)
+        else:
+            raise UnreadableCheckpoint(f"the paths of {METADATA_NAME} go through a value")
     if isinstance(ckpt, list):
         if last != len(ckpt):
             raise UnreadableCheckpoint(f"the paths of {METADATA_NAME} leave a hole in a list")

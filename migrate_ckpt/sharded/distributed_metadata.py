@@ -224,11 +224,18 @@ class DistributedMetadata:
         return Item(name, path, entry, (place,), value.dtype, tuple(shape))
 
     def _properties(self, dtype: torch.dtype) -> ForeignObject:
-        """Return the properties of a tensor that is there, with another dtype."""
-        known = next(item for item in self.items if item.dtype is not None)
-        made = copy.deepcopy(known.entry.properties)
-        recipe(made).state = (dtype, *recipe(made).state[1:])
-        return made  # type: ignore[no-any-return]
+        """Return the properties of a tensor, those of one that is there with another dtype if there is one."""
+        known = next((item for item in self.items if item.dtype is not None), None)
+        if known is not None:
+            made: ForeignObject = copy.deepcopy(known.entry.properties)
+            recipe(made).state = (dtype, *recipe(made).state[1:])
+            return made
+        layout = _called("torch.serialization._get_layout", "torch.strided")
+        contiguous = _called(f"{_METADATA}._MEM_FORMAT_ENCODING", 0)
+        made = _made(f"{_METADATA}.TensorProperties")
+        recipe(made).state_kind = "other"
+        recipe(made).state = (dtype, layout, False, contiguous, False)
+        return made
 
 
 def flat_name(path: KeyPath) -> str:
@@ -258,6 +265,8 @@ def _item(name: str, path: KeyPath, entry: Any, places: list[Place]) -> Item:
     import torch
 
     is_shape = all(type(size) is int and size >= 0 for size in shape)
+    # Torch multiplies them, whether one is 0 or not.
+    is_shape = is_shape and math.prod(max(size, 1) for size in shape) < 1 << 59
     if (
         not is_shape
         or not isinstance(dtype, torch.dtype)
@@ -322,12 +331,22 @@ def _with(value: ForeignObject, attribute: str, new: object) -> ForeignObject:
 
 def _made(kind: str, **attributes: Any) -> ForeignObject:
     """Return an object of a class that is not imported, with attributes."""
+    made = _foreign(kind, (), is_new=True)
+    recipe(made).state_kind = "dict"
+    vars(made).update(attributes)
+    return made
+
+
+def _called(function: str, *args: Any) -> ForeignObject:
+    """Return what a function gives that is not imported."""
+    return _foreign(function, args, is_new=False)
+
+
+def _foreign(kind: str, args: tuple[Any, ...], *, is_new: bool) -> ForeignObject:
     module, _, name = kind.rpartition(".")
     made: ForeignObject = object.__new__(ForeignObject)
-    instructions = Recipe(ForeignGlobal.named(module, name), (), None, is_new=True)
+    instructions = Recipe(ForeignGlobal.named(module, name), args, None, is_new=is_new)
     object.__setattr__(made, "__recipe__", instructions)
-    instructions.state_kind = "dict"
-    vars(made).update(attributes)
     return made
 
 

@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+)
 
 from migrate_ckpt import (
     MigrationFailed,
@@ -331,6 +337,55 @@ def test_hostile_metadata_is_refused_and_nothing_called(
     with pytest.raises(UnreadableCheckpoint, match=reason):
         inspect_file(folder)
     assert not Marker.called
+
+
+def value_instead(metadata: Metadata) -> None:
+    metadata.state_dict_metadata["model.layers.0.w"] = BytesStorageMetadata()
+
+
+def below(name: str) -> Callable[[Metadata], None]:
+    def edit(metadata: Metadata) -> None:
+        assert metadata.planner_data is not None
+        path = metadata.planner_data[name]
+        metadata.planner_data["epoch"] = (*path, "x", "y")
+
+    return edit
+
+
+def huge_and_empty(metadata: Metadata) -> None:
+    entry: Any = metadata.state_dict_metadata["model.layers.0.w"]
+    # torch.Size refuses what is no size by itself.
+    entry.size = entry.chunks[0].sizes = (1 << 70, 0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (value_instead, "says that it is none"),
+        (below("model.layers.0.w"), "through a value"),
+        (below("lr"), "through a value"),
+        (huge_and_empty, "do not make the tensor"),
+    ],
+    ids=["tensor as value", "below a tensor", "below a value", "huge and empty"],
+)
+def test_metadata_that_contradicts_the_values_is_refused(
+    folder: Path, edit: Callable[[Metadata], object], reason: str
+) -> None:
+    edited(folder, edit)
+
+    with pytest.raises(UnreadableCheckpoint, match=reason):
+        inspect_file(folder)
+
+
+def test_first_tensor_is_added(tmp_path: Path, migrations: Any) -> None:
+    dcp.save({"model": {"lr": 0.1}}, checkpoint_id=tmp_path / "old", no_dist=True)
+    text = "def handle(ckpt):\n    import torch\n    ckpt['t'] = torch.arange(3)\n    return ckpt\n"
+
+    migrate_file(tmp_path / "old", tmp_path / "old", folder=migrations(text))
+
+    assert load(tmp_path / "old", t=torch.zeros(3, dtype=torch.int64))["t"].tolist() == [0, 1, 2]
+    by_torch = TensorProperties(dtype=torch.int64)
+    assert metadata_of(tmp_path / "old").state_dict_metadata["t"].properties == by_torch  # type: ignore[union-attr]
 
 
 def test_list_of_allowed_globals_is_for_the_metadata_and_for_every_part(
