@@ -45,6 +45,7 @@ from migrate_ckpt.preview import OfContainer, Readable, preview_plan
 from migrate_ckpt.repairing import repair_history
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
+from migrate_ckpt.sharded.files import is_tar
 from migrate_ckpt.sharded.recognition import Kind, ShardedFolder, sharded_folder, sharded_tar
 from migrate_ckpt.sharded.tar_run import start_tar_run
 from migrate_ckpt.stamping import stamp
@@ -360,7 +361,10 @@ def _start(
 ) -> Run:
     try:
         asked = RunOptions(**options)
-        in_tar = None if isinstance(source, PartialSource) else sharded_tar(source)
+        if isinstance(source, PartialSource) and is_tar(source):
+            # Its files are read as parts of one that is there.
+            raise source.whole_needed()
+        in_tar = sharded_tar(source)
         if in_tar is not None:
             return start_tar_run(source, *in_tar, migrations, asked, on_step)
         return start_run(source, migrations, asked, on_step, threads=threads)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from migrate_ckpt import (
+    BytesNeeded,
     UnreadableCheckpoint,
     UnwritableCheckpoint,
     inspect_file,
@@ -82,6 +83,19 @@ def test_shards_that_did_not_change_are_ranges_of_the_old_tar(model: Model, tmp_
         copied = sum(piece.count for piece in run.pieces if isinstance(piece, Range))
 
     assert copied >= untouched
+
+
+def test_of_one_that_is_fetched_in_part_all_is_needed(model: Model, tmp_path: Path) -> None:
+    tar = packed(model.folder)
+    named = read_set(migrations(tmp_path, RENAME_LAST))
+
+    with pytest.raises(BytesNeeded) as beginning:
+        run_file(tar, named, present=[])
+    with pytest.raises(BytesNeeded) as caught:
+        run_file(tar, named, present=beginning.value.ranges)
+    assert caught.value.ranges == ((0, tar.stat().st_size),)
+    with run_file(tar, named, present=caught.value.ranges) as run:
+        assert run.report.ran == ("0001",)
 
 
 def test_plan_and_inspection_read_it_where_it_lies(model: Model, tmp_path: Path) -> None:
