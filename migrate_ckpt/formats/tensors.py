@@ -201,7 +201,7 @@ class MappedTensors:
         """A tensor in one dimension over all of the storage's bytes."""
         mapped = self._container.mapped
         offset = mapped.shift + self._container.storages[handle.key].data_offset
-        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
+        return torch.frombuffer(mapped.memory, dtype=dtype, count=count, offset=offset)
 
     def _empty(self) -> torch.UntypedStorage:
         return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from migrate_ckpt.content_hashes import hash_whole
 from migrate_ckpt.errors import UnreadableCheckpoint, UnwritableCheckpoint
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.container import Container
-from migrate_ckpt.formats.source import Slice
+from migrate_ckpt.formats.mapped import MappedFile, Part
 from migrate_ckpt.operations.sections import is_tensor
 from migrate_ckpt.outline import OutlineEntry, outline
 from migrate_ckpt.sharded.distributed_metadata import (
@@ -40,13 +40,14 @@ class DistributedCheckpoint:
 
     def __init__(self, files: Files, metadata: DistributedMetadata, there: Collection[str]) -> None:
         """Read some files; `there` are the names of the tensors to be read with their bytes."""
-        self._files = files
+        self._parts = Parts(files)
         self.metadata = metadata
         self.needed: set[str] = set()
         self._items: dict[int, Item] = {}
         self._hashes: dict[int, int] = {}
         self._known: dict[int, list[OutlineEntry]] = {}
         self._alive: list[Any] = []
+        self._mapped: set[tuple[str, int]] = set()
         self.ckpt: dict[str, Any] = {}
         for item in metadata.items:
             _put(self.ckpt, item.path, self._value(item, is_there=item.name in there))
@@ -68,7 +69,7 @@ class DistributedCheckpoint:
 
     def _value(self, item: Item, *, is_there: bool) -> Any:
         if item.dtype is None:
-            value = _load(self._files, item.places[0])
+            value = self._parts.load(item.places[0])
             if is_tensor(value):
                 raise UnreadableCheckpoint(
                     f"{item.name!r:.80} is a tensor, and {METADATA_NAME} says that it is none"
@@ -94,13 +95,18 @@ class DistributedCheckpoint:
         import torch
 
         if len(item.places) == 1:
-            return _checked(item, item.places[0], _load(self._files, item.places[0]))
+            [place] = item.places
+            whole = _checked(item, place, self._parts.load(place))
+            # Two names of one part, as a migration leaves them that put a tensor under both, are two tensors to torch.
+            is_seen = (place.file, place.offset) in self._mapped
+            self._mapped.add((place.file, place.offset))
+            return whole.clone() if is_seen else whole
         tensor = torch.empty(item.shape, dtype=item.dtype)
         for place in item.places:
             part = tensor
             for dim, (start, size) in enumerate(zip(place.starts, place.sizes, strict=True)):
                 part = part.narrow(dim, start, size)
-            part.copy_(_checked(item, place, _load(self._files, place)))
+            part.copy_(_checked(item, place, self._parts.load(place)))
         return tensor
 
 
@@ -144,20 +150,27 @@ def _put(ckpt: Any, path: KeyPath, value: Any) -> None:
         raise UnreadableCheckpoint(f"the paths of {METADATA_NAME} go through a value")
 
 
-def _load(files: Files, place: Place) -> Any:
-    """Read what stands in a part of a file, as `torch.save` has written it; nothing of it is imported."""
-    from migrate_ckpt.formats.tensors import MappedTensors
+class Parts:
+    """The parts of values, each as `torch.save` has written it; their files are opened once."""
 
-    if not place.sizes and place.length > MAX_VALUE_BYTES:
-        raise UnreadableCheckpoint(f"a value in {place.file} is longer than any that is known")
-    container = open_part(files, place)
-    return container.read(MappedTensors(container)).value
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._opened: dict[str, MappedFile] = {}
 
+    def open(self, place: Place) -> Container:
+        """Open what stands in a part of a file."""
+        if place.file not in self._opened:
+            self._opened[place.file] = MappedFile(self._files.open(place.file))
+        return open_container(Part(self._opened[place.file], place.offset, place.length))
 
-def open_part(files: Files, place: Place) -> Container:
-    """Open what stands in a part of a file, which `torch.save` has written."""
-    with files.open(place.file) as source:
-        return open_container(Slice(source, place.offset, place.length))
+    def load(self, place: Place) -> Any:
+        """Read what stands in a part of a file; nothing of it is imported."""
+        from migrate_ckpt.formats.tensors import MappedTensors
+
+        if not place.sizes and place.length > MAX_VALUE_BYTES:
+            raise UnreadableCheckpoint(f"a value in {place.file} is longer than any that is known")
+        container = self.open(place)
+        return container.read(MappedTensors(container)).value
 
 
 def _checked(item: Item, place: Place, value: Any) -> torch.Tensor:

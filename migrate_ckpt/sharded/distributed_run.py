@@ -36,7 +36,7 @@ from migrate_ckpt.operations.sections import is_tensor
 from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
-from migrate_ckpt.sharded.distributed_checkpoint import DistributedCheckpoint, open_part
+from migrate_ckpt.sharded.distributed_checkpoint import DistributedCheckpoint, Parts
 from migrate_ckpt.sharded.distributed_metadata import (
     MAX_DEPTH,
     METADATA_NAME,
@@ -292,9 +292,10 @@ def _refuse_globals(files: Files, metadata: DistributedMetadata, options: RunOpt
 
 def _parts(files: Files, metadata: DistributedMetadata) -> Iterator[Contents]:
     """Yield what each part of each value holds and names; no tensor data is read."""
+    opened = Parts(files)
     for item in metadata.items:
         for place in item.places:
-            container = open_part(files, place)
+            container = opened.open(place)
             yield container.read(OutlineTensors(container))
 
 

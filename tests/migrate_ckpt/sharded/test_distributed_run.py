@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import os
 import pickle
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +162,30 @@ def test_second_run_leaves_no_file_behind_that_nothing_is_left_of(
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + 'operations = [cast("float16")]\n',
+        "def handle(ckpt):\n    ckpt['n'] = ckpt['model'].pop('0')\n    return ckpt\n",
+    ],
+    ids=["operation", "function"],
+)
+def test_more_tensors_than_files_may_be_open(tmp_path: Path, migrations: Any, text: str) -> None:
+    weights = {f"{n}": torch.full((2,), float(n)) for n in range(120)}
+    dcp.save({"model": weights}, checkpoint_id=tmp_path / "old", no_dist=True)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here = len(os.listdir("/proc/self/fd")) + 100
+
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (here, limits[1]))
+        migrate_file(tmp_path / "old", tmp_path / "new", folder=migrations(text))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    wanted = {"119": torch.zeros(2, dtype=torch.float16 if "cast" in text else torch.float32)}
+    assert load(tmp_path / "new", model=wanted)["model"]["119"].tolist() == [119, 119]
+
+
+@pytest.mark.parametrize(
     "handle",
     [
         "    ckpt['model']['layers.1.w'][0, 0] = 7\n",
@@ -180,6 +206,19 @@ def test_function_sees_the_tensors_and_what_it_writes_is_kept(
     places = metadata_of(folder).storage_data
     moved = {index.fqn for index, info in places.items() if info.relative_path != DATA_FILE}
     assert {name for name in moved if name.startswith("model.")} == {"model.layers.1.w"}
+
+
+def test_tensor_under_two_names_is_two_tensors_from_then_on(folder: Path, migrations: Any) -> None:
+    twice = "def handle(ckpt):\n    ckpt['twin'] = ckpt['model']['layers.1.w']\n    return ckpt\n"
+    change = "def handle(ckpt):\n    ckpt['twin'].fill_(7)\n    return ckpt\n"
+    migrate_file(folder, folder, folder=migrations(twice))
+    before = load(folder, model=zeros(["layers.1.w"]))["model"]["layers.1.w"]
+
+    migrate_file(folder, folder, folder=migrations(twice, change))
+
+    loaded = load(folder, model=zeros(["layers.1.w"]), twin=torch.zeros(4, 6))
+    assert loaded["twin"].eq(7).all()
+    assert torch.equal(loaded["model"]["layers.1.w"], before)
 
 
 def test_values_that_are_no_tensors_are_there_and_may_be_changed(
