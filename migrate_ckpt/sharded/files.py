@@ -13,7 +13,9 @@ from migrate_ckpt.formats.source import ByteRange, FileSource, Slice
 
 MAX_MEMBERS = 10_000
 MAX_NAME_CHARACTERS = 255
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 16
+MAX_HEADER_READS = 16
+"""A file may have a name, a link and a pax header in front of its own, of two reads each."""
 _MAGIC_OFFSET, _MAGIC = 257, b"ustar"
 
 
@@ -65,25 +67,24 @@ class TarFiles:
 
     def _read(self) -> Iterator[str]:
         try:
-            with tarfile.open(fileobj=_Reader(self.source), mode="r:") as tar:
-                for count, member in enumerate(tar):
-                    if count == MAX_MEMBERS:
-                        raise UnreadableCheckpoint("the tar has more files than any that is known")
-                    if member.isdir():
-                        continue
-                    if not member.isreg() or member.issparse():
-                        raise UnreadableCheckpoint(
-                            f"the tar has more than plain files: {member.name!r:.80}"
-                        )
-                    folder, _, name = member.name.rpartition("/")
-                    if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
-                        raise UnreadableCheckpoint(
-                            f"the tar has a name that no such checkpoint has: {name!r:.80}"
-                        )
-                    if name in self._ranges:
-                        raise UnreadableCheckpoint(f"the tar has {name!r:.80} twice")
-                    self._ranges[name] = member.offset_data, member.size
-                    yield folder
+            for count, member in enumerate(_members(_Reader(self.source))):
+                if count == MAX_MEMBERS:
+                    raise UnreadableCheckpoint("the tar has more files than any that is known")
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise UnreadableCheckpoint(
+                        f"the tar has more than plain files: {member.name!r:.80}"
+                    )
+                folder, _, name = member.name.rpartition("/")
+                if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+                    raise UnreadableCheckpoint(
+                        f"the tar has a name that no such checkpoint has: {name!r:.80}"
+                    )
+                if name in self._ranges:
+                    raise UnreadableCheckpoint(f"the tar has {name!r:.80} twice")
+                self._ranges[name] = member.offset_data, member.size
+                yield folder
         except (tarfile.TarError, ValueError, OverflowError) as error:
             raise UnreadableCheckpoint(f"the tar is damaged: {error}") from error
 
@@ -115,10 +116,30 @@ def read_whole(files: Files, name: str, max_bytes: int) -> bytes:
         return source.read(0, source.size)
 
 
+def _members(reader: _Reader) -> Iterator[tarfile.TarInfo]:
+    """Yield what a tar says of its files, with little of it in memory at a time."""
+    with tarfile.open(fileobj=reader, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            # It would be kept with each file.
+            if tar.pax_headers:
+                raise tarfile.ReadError("it has a header for all files, which is not read here")
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.name!r:.80} has {member.size} bytes")
+            yield member
+            # It keeps all that it has read, which nobody asks it for.
+            tar.members.clear()  # type: ignore[attr-defined]
+            reader.reads = 0
+
+
 class _Reader(io.RawIOBase):
-    """A source as a file object."""
+    """A source as a file object, of which only headers are read.
+
+    Attributes:
+        reads: How often it was read from for the file that is looked at.
+    """
 
     def __init__(self, source: FileSource) -> None:
+        self.reads = 0
         self._source = source
         self._position = 0
 
@@ -129,7 +150,11 @@ class _Reader(io.RawIOBase):
         return True
 
     def read(self, count: int = -1, /) -> bytes:
-        # Only headers are read, and a long one is meant to take memory.
+        # Headers before that of a file are read from within each other: many are meant to exhaust the stack.
+        self.reads += 1
+        if self.reads > MAX_HEADER_READS:
+            raise tarfile.ReadError("a file has more headers than any that is known")
+        # A long one is meant to take memory.
         if not 0 <= count <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header has {count} bytes")
         data = self._source.read(self._position, count)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -42,6 +43,8 @@ def attacks(command: str) -> Iterator[Attack]:
     shard = checkpoint(system(command))
     for name, members in _tars(hostile, shard):
         yield Attack(f"T26-{name}", tar_of(*members), REFUSED)
+    for name, data in _headers(shard):
+        yield Attack(f"T26-{name}", data, REFUSED)
     for name, index in _indexes():
         members = [(INDEX, index), ("x.bin", shard)]
         yield Attack(f"T26-index-{name}", tar_of(*members), REFUSED)
@@ -87,6 +90,37 @@ def _tars(hostile: bytes, shard: bytes) -> Iterator[tuple[str, list[Any]]]:
     yield "shard-is-the-index", [(INDEX, json.dumps({"weight_map": {"a": INDEX}}).encode())]
     yield "other-key", [("x.bin", shard), index]
     yield "empty-shard", [("x.bin", b""), index]
+
+
+def _headers(shard: bytes) -> Iterator[tuple[str, bytes]]:
+    """Headers before those of the files, which say more of them."""
+    files = tar_of(("x.bin", shard), (INDEX, json.dumps({"weight_map": {"a": "x.bin"}}).encode()))
+    small = _pax(b"a", b"b")
+    many = b"".join(_pax(b"k%d" % number, b"") for number in range(70_000))
+    yield "global-header", _header(b"g", small) + files
+    # Each file would have a copy of all.
+    members = b"".join(_header(b"x", small) + _header(b"5", b"") for _ in range(9000))
+    yield "global-header-with-many-records", _header(b"g", many) + members + files
+    yield "header-with-many-records", _header(b"x", many) + files
+    for kind in (b"x", b"g", b"L"):
+        yield f"chain-of-{kind.decode()}", _header(kind, small) * 3000 + files
+    yield "negative-size", _header(b"x", _pax(b"size", b"-5000")) + files
+    yield "size-before-the-start", _header(b"x", _pax(b"size", b"-%d" % (1 << 62))) + files
+
+
+def _header(kind: bytes, data: bytes) -> bytes:
+    member = tarfile.TarInfo("d")
+    member.type, member.size = kind, len(data)
+    return member.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def _pax(key: bytes, value: bytes) -> bytes:
+    """A record, which begins with its own length."""
+    rest = b" " + key + b"=" + value + b"\n"
+    length = len(rest) + 1
+    while len(b"%d" % length) + len(rest) != length:
+        length += 1
+    return b"%d" % length + rest
 
 
 def _indexes() -> Iterator[tuple[str, bytes]]:
@@ -144,11 +178,31 @@ def _edits(command: str) -> Iterator[tuple[str, Callable[[Metadata], object]]]:
     yield "path-with-a-hole", lambda m: setattr(m, "planner_data", {"a": ("x", 5)})
     yield "deep-path", lambda m: setattr(m, "planner_data", {"a": ("x",) * 100_000})
     yield "storage-is-a-call", lambda m: setattr(m, "storage_data", Payload(command))
+    yield "size-beyond-torch", lambda m: _resize(m, 1 << 70, 0)
+    yield "tensor-as-value", lambda m: m.state_dict_metadata.update(a=BytesStorageMetadata())
+    yield "overlapping-parts", _overlap
+    yield "path-below-a-tensor", _nest
     yield "entry-is-a-call", lambda m: setattr(m, "state_dict_metadata", {"a": Payload(command)})
 
 
-def _resize(metadata: Metadata, size: int) -> None:
+def _resize(metadata: Metadata, *size: int) -> None:
     entry: Any = metadata.state_dict_metadata["a"]
     # torch.Size refuses what is no size by itself.
-    entry.size = (size,)
-    entry.chunks[0].sizes = (size,)
+    entry.size = size
+    entry.chunks[0].sizes = size
+
+
+def _overlap(metadata: Metadata) -> None:
+    """Say that two parts of two elements each, of which one is in both, are a tensor of four."""
+    entry: Any = metadata.state_dict_metadata["a"]
+    [place] = metadata.storage_data.values()
+    entry.size = torch.Size([4])
+    entry.chunks.append(ChunkStorageMetadata(torch.Size([1]), torch.Size([2])))
+    metadata.storage_data[MetadataIndex("a", torch.Size([1]), 1)] = place
+
+
+def _nest(metadata: Metadata) -> None:
+    [(index, place)] = metadata.storage_data.items()
+    metadata.state_dict_metadata["b"] = metadata.state_dict_metadata["a"]
+    metadata.storage_data[MetadataIndex("b", index.offset, index.index)] = place
+    metadata.planner_data = {"a": ("a",), "b": ("a", "x", "y")}
