@@ -47,7 +47,8 @@ from migrate_ckpt.sharded.distributed_metadata import (
     flat_name,
 )
 from migrate_ckpt.sharded.files import Files, read_whole
-from migrate_ckpt.sharded.new_set import FreeNames, NewFile, NewSet, in_memory, tag_of
+from migrate_ckpt.sharded.names import FreeNames, tag_of
+from migrate_ckpt.sharded.new_set import NewFile, NewSet, in_memory
 from migrate_ckpt.verifying import refuse_unmet
 
 if TYPE_CHECKING:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import os
-import re
 import tarfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -15,11 +11,8 @@ from typing import Any
 
 from migrate_ckpt.formats.pieces import Pieces, Range, replace_file
 from migrate_ckpt.formats.source import FileSource
-from migrate_ckpt.history import History
 from migrate_ckpt.report import Report
 from migrate_ckpt.sharded.files import TarFiles
-
-_TAG = re.compile(r"\.m[0-9a-f]{8}(?=\.[^.]+$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +75,7 @@ def write_into_folder(new: NewSet, folder: Path, old_names: Collection[str]) -> 
     *parts, main = new.files
     _write_parts(parts, folder)
     _write(main, folder)
-    _remove(folder, set(old_names) - {file.name for file in new.files})
+    remove(folder, set(old_names) - {file.name for file in new.files})
 
 
 def write_in_place(new: NewSet, folder: Path, old_names: Collection[str]) -> None:
@@ -90,10 +83,10 @@ def write_in_place(new: NewSet, folder: Path, old_names: Collection[str]) -> Non
     *parts, main = new.files
     _write_parts([file for file in parts if not file.is_as_it_was], folder)
     _write(main, folder)
-    _remove(folder, set(old_names) - {file.name for file in new.files})
+    remove(folder, set(old_names) - {file.name for file in new.files})
 
 
-def _remove(folder: Path, names: Iterable[str]) -> None:
+def remove(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
 
@@ -159,33 +152,3 @@ def in_memory(pieces: Iterable[Any], source: FileSource | None) -> Pieces:
         else:
             made.add_bytes(piece)
     return made
-
-
-class FreeNames:
-    """Names for new files: their own, or where something that stays for now has it, one that tells their state."""
-
-    def __init__(self, taken: Iterable[str], history: History) -> None:
-        self._taken = set(taken)
-        self._history = history
-
-    def of(self, name: str) -> str:
-        """Return a name for a file that would be called so."""
-        free = name
-        for attempt in itertools.count():
-            if free not in self._taken:
-                break
-            free = _tagged(name, tag_of(self._history, attempt))
-        self._taken.add(free)
-        return free
-
-
-def tag_of(history: History, attempt: int = 0) -> str:
-    """Return what tells the files of one state of a checkpoint from those of another."""
-    records = [[record.name, record.set, record.digest] for record in history.records]
-    text = json.dumps([*records, attempt] if attempt else records)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _tagged(name: str, tag: str) -> str:
-    stem, dot, suffix = _TAG.sub("", name).rpartition(".")
-    return f"{stem}.m{tag}{dot}{suffix}"

@@ -20,7 +20,8 @@ from migrate_ckpt.sharded.distributed_metadata import (
 from migrate_ckpt.sharded.distributed_run import DistributedKind
 from migrate_ckpt.sharded.files import Files, FolderFiles, TarFiles, is_tar
 from migrate_ckpt.sharded.index_file import SUFFIX, find_index, named_by_index
-from migrate_ckpt.sharded.new_set import NewSet, write_in_place, write_into_folder
+from migrate_ckpt.sharded.leftovers import find_leftovers
+from migrate_ckpt.sharded.new_set import NewSet, remove, write_in_place, write_into_folder
 from migrate_ckpt.sharded.sharded_run import ShardedKind
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ShardedFolder:
         In another folder files keep their names, and those that did not change are copied by the kernel. In place only
         those that change are written. Where there is a set already, in place or with force, they get new names, and the
         old ones go once the file that names the others is replaced: whoever is ended in between has left the old set
-        whole.
+        whole. A run in place also takes away what one has left that was ended after that.
 
         Args:
             target: The folder of the new set, or the path of its index.
@@ -109,6 +110,8 @@ class ShardedFolder:
         named = _named(folder) if replaces else {}
         taken = frozenset().union(*named.values())
         old_names = named.pop(self.main_name, frozenset()).difference(named, *named.values())
+        is_index = in_place and self.main_name.endswith(SUFFIX)
+        left = find_leftovers(folder, self.main_name, taken) if is_index else set()
         with self.kind.run(
             migrations, options, in_place=in_place, taken=taken, on_step=on_step
         ) as new:
@@ -117,7 +120,9 @@ class ShardedFolder:
             if not in_place:
                 write_into_folder(new, folder, old_names)
             elif new.report.plan.has_work:
-                write_in_place(new, folder, old_names)
+                write_in_place(new, folder, old_names | left)
+            else:
+                remove(folder, left)
             return new.report
 
 

@@ -28,7 +28,8 @@ from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.files import Files
 from migrate_ckpt.sharded.index_file import index_text
-from migrate_ckpt.sharded.new_set import FreeNames, NewFile, NewSet
+from migrate_ckpt.sharded.names import FreeNames
+from migrate_ckpt.sharded.new_set import NewFile, NewSet
 from migrate_ckpt.sharded.shards import Shard, ShardedCheckpoint, open_sharded, take_history
 from migrate_ckpt.verifying import refuse_unmet
 

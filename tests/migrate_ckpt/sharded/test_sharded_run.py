@@ -230,6 +230,44 @@ def test_killed_before_the_index_is_written_the_old_set_is_whole(
     assert "blocks.2.w" in load(model.folder)
 
 
+@pytest.mark.parametrize("has_work", [False, True], ids=["no work", "work"])
+def test_killed_after_the_index_is_written_the_next_run_takes_the_old_shards(
+    model: Model, migrations: Any, monkeypatch: pytest.MonkeyPatch, has_work: bool
+) -> None:
+    folder = migrations(_0001=RENAME_LAST)
+    monkeypatch.setattr(new_set, "remove", lambda *_: None)
+    migrate_file(model.folder, model.folder, folder=folder)
+    monkeypatch.undo()
+    assert (model.folder / model.name(2)).exists()
+
+    if has_work:
+        folder = migrations(_0002=HEAD + 'operations = [rename("blocks.2.w", "c.w")]\n')
+    migrate_file(model.folder, model.folder, folder=folder)
+
+    # Which also says that nothing else is in the folder.
+    assert ("c.w" if has_work else "blocks.2.w") in load(model.folder)
+
+
+def test_file_of_the_name_of_an_old_shard_that_was_saved_since_stays(
+    model: Model, migrations: Any
+) -> None:
+    folder = migrations(_0001=RENAME_LAST)
+    migrate_file(model.folder, model.folder, folder=folder)
+    saved = model.folder / model.name(2)
+    saved.write_text("mine")
+    index = model.index.stat()
+    os.utime(saved, ns=(index.st_mtime_ns, index.st_mtime_ns + 1))
+
+    migrate_file(model.folder, model.folder, folder=folder)
+    migrate_file(
+        model.folder,
+        model.folder,
+        folder=migrations(_0002=HEAD + 'operations = [rename("blocks.2.w", "c.w")]\n'),
+    )
+
+    assert saved.read_text() == "mine"
+
+
 def test_links_are_replaced_and_what_they_lead_to_stays(
     model: Model, migrations: Any, tmp_path: Path
 ) -> None:
