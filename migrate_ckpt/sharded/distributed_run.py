@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.absent import is_absent
@@ -63,9 +64,16 @@ class DistributedKind:
     def __init__(self, files: Files) -> None:
         self._files = files
 
+    @cached_property
+    def _metadata(self) -> DistributedMetadata:
+        return DistributedMetadata(self._files)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._metadata.files)
+
     def plan(self, migrations: MigrationSet, options: RunOptions) -> Plan:
         """Plan a set; no bytes of tensors are read."""
-        metadata = DistributedMetadata(self._files)
+        metadata = self._metadata
         _refuse_globals(self._files, metadata, options)
         return plan_history(
             read_history(DistributedCheckpoint(self._files, metadata, ()).ckpt), migrations, options
@@ -75,7 +83,7 @@ class DistributedKind:
         """Return the state dict, with the bytes of its tensors or without."""
         from migrate_ckpt.formats.tensors import MetaTensors
 
-        metadata = DistributedMetadata(self._files)
+        metadata = self._metadata
         everything = [] if builder_of is MetaTensors else [item.name for item in metadata.items]
         self._opened = DistributedCheckpoint(self._files, metadata, everything)
         return self._opened.ckpt
@@ -85,7 +93,7 @@ class DistributedKind:
         return set()
 
     def inspect(self) -> Inspection:
-        metadata = DistributedMetadata(self._files)
+        metadata = self._metadata
         ckpt = DistributedCheckpoint(self._files, metadata, ()).ckpt
         parts = [metadata.contents, *_parts(self._files, metadata)]
         contents = Contents(
@@ -107,7 +115,7 @@ class DistributedKind:
         on_step: OnStep | None,
     ) -> NewSet:
         """Run a set, and lay out the result (see `recognition.Kind`)."""
-        metadata = DistributedMetadata(self._files)
+        metadata = self._metadata
         _refuse_globals(self._files, metadata, options)
         opened = DistributedCheckpoint(self._files, metadata, ())
         plan = plan_history(read_history(opened.ckpt), migrations, options)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 class Kind(Protocol):
     """A kind of sharded checkpoint."""
 
+    def names(self) -> frozenset[str]:
+        """Return the names of its files, but for the one that names them."""
+
     def plan(self, migrations: MigrationSet, options: RunOptions) -> Plan:
         """Say what a set would do."""
 
@@ -107,7 +110,7 @@ class ShardedFolder:
         replaces = in_place or force
         if not replaces:
             _refuse_existing(folder, [self.main_name])
-        named = _named(folder) if replaces else {}
+        named = self._named(folder, in_place=in_place) if replaces else {}
         taken = frozenset().union(*named.values())
         old_names = named.pop(self.main_name, frozenset()).difference(named, *named.values())
         is_index = in_place and self.main_name.endswith(SUFFIX)
@@ -124,6 +127,20 @@ class ShardedFolder:
             else:
                 remove(folder, left)
             return new.report
+
+    def _named(self, folder: Path, *, in_place: bool) -> dict[str, frozenset[str]]:
+        """Return what each file of a folder names that names the files of a set."""
+        if not folder.is_dir():
+            return {}
+        files = FolderFiles(folder)
+        indexes = [name for name in files.sizes() if name.endswith(SUFFIX)]
+        named = {name: named_by_index(files, name) for name in indexes}
+        if in_place:
+            # It is read once: distributed metadata takes seconds.
+            named[self.main_name] = self.kind.names()
+        if METADATA_NAME not in named and is_distributed(files):
+            named[METADATA_NAME] = named_by_metadata(files)
+        return named
 
 
 def sharded_folder(path: Path) -> ShardedFolder | None:
@@ -157,17 +174,6 @@ def _refuse_existing(folder: Path, names: Iterable[str]) -> None:
                 f"{path} exists already. Choose another target, or replace it with force.",
                 path=path,
             )
-
-
-def _named(folder: Path) -> dict[str, frozenset[str]]:
-    """Return what each file of a folder names that names the files of a set."""
-    if not folder.is_dir():
-        return {}
-    files = FolderFiles(folder)
-    named = {name: named_by_index(files, name) for name in files.sizes() if name.endswith(SUFFIX)}
-    if is_distributed(files):
-        named[METADATA_NAME] = named_by_metadata(files)
-    return named
 
 
 def _kind_of(files: Files, index: str | None) -> tuple[str, Kind] | None:

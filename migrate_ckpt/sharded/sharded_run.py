@@ -27,7 +27,7 @@ from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.files import Files
-from migrate_ckpt.sharded.index_file import index_text
+from migrate_ckpt.sharded.index_file import index_text, named_by_index
 from migrate_ckpt.sharded.names import FreeNames
 from migrate_ckpt.sharded.new_set import NewFile, NewSet
 from migrate_ckpt.sharded.shards import Shard, ShardedCheckpoint, open_sharded, take_history
@@ -40,6 +40,9 @@ class ShardedKind:
     def __init__(self, files: Files, name: str) -> None:
         self._files = files
         self._name = name
+
+    def names(self) -> frozenset[str]:
+        return named_by_index(self._files, self._name)
 
     def plan(self, migrations: MigrationSet, options: RunOptions) -> Plan:
         """Plan a set; loads no torch, and reads no tensor."""
