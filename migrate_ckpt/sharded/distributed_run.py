@@ -178,7 +178,7 @@ def _lay_out(
     name = free.of(NEW_FILE.format(tag_of(read_history(ckpt))))
     new = Pieces()
     items: list[Item] = []
-    leaves = list(_leaves(ckpt, opened))
+    leaves = _leaves(ckpt, opened)
     _refuse_unreadable(path for path, _ in leaves)
     for path, value in leaves:
         item = opened.item_of(value)
@@ -241,19 +241,40 @@ def _refuse_unreadable(paths: Iterable[KeyPath]) -> None:
         raise UnwritableCheckpoint(f"a distributed checkpoint can hold {what}", where=name[:80])
 
 
-def _leaves(
-    value: Any, opened: DistributedCheckpoint, path: KeyPath = ()
+def _leaves(ckpt: Any, opened: DistributedCheckpoint) -> list[tuple[KeyPath, Any]]:
+    """Return the values of a state dict with their paths, as torch flattens it; what was one item stays one.
+
+    Raises:
+        UnwritableCheckpoint: There is one that no item can be.
+    """
+    try:
+        return list(_walk(ckpt, opened, ()))
+    except RecursionError as error:
+        raise UnwritableCheckpoint(
+            "a distributed checkpoint can hold nothing that is in itself, or that is nested so deep"
+        ) from error
+
+
+def _walk(
+    value: Any, opened: DistributedCheckpoint, path: KeyPath
 ) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield the values of a state dict with their paths, as torch flattens it; what was one item stays one."""
+    import torch
+
+    if is_tensor(value) and value.layout is not torch.strided:
+        name = flat_name(path)
+        raise UnwritableCheckpoint(
+            f"a distributed checkpoint can hold no sparse tensor, as {name!r:.80} is",
+            where=name[:80],
+        )
     is_history = path in ((ckpt_migration_key,), (records_key,))
     if is_history or opened.is_one(value) or not _is_split(value):
         yield path, value
     elif isinstance(value, Mapping):
         for key, child in value.items():
-            yield from _leaves(child, opened, (*path, _text(key, path)))
+            yield from _walk(child, opened, (*path, _text(key, path)))
     else:
         for position, child in enumerate(value):
-            yield from _leaves(child, opened, (*path, position))
+            yield from _walk(child, opened, (*path, position))
 
 
 def _is_split(value: Any) -> bool:

@@ -279,8 +279,11 @@ def test_list_that_is_new_is_split_where_torch_splits_it(
         ("ckpt['state'] = {0: ckpt['model']['layers.1.w']}", "no text, as 'state.0' is"),
         ("ckpt['state'] = {(1, 2): 5}", "no text"),
         ("for _ in range(70): ckpt['model'] = {'m': ckpt['model']}", "deeper than 64"),
+        ("ckpt['model']['all'] = ckpt", "nothing that is in itself"),
+        ("ckpt['more'] = [1]; ckpt['more'].append(ckpt['more'])", "nothing that is in itself"),
+        ("ckpt['eye'] = ckpt['model']['layers.1.w'].to_sparse()", "no sparse tensor, as 'eye' is"),
     ],
-    ids=["same name", "number", "zero", "tuple", "deep"],
+    ids=["same name", "number", "zero", "tuple", "deep", "in itself", "list in itself", "sparse"],
 )
 def test_what_could_not_be_read_again_is_not_written(
     folder: Path, migrations: Any, line: str, reason: str
