@@ -60,10 +60,14 @@ def _below(folder: Path, left_out: Path | None) -> Iterator[SourceFile]:
             yield SourceFile(Path(parent, name), Path(parent, name).relative_to(folder))
         files = FolderFiles(Path(parent))
         indexes = [name for name in sorted(names) if is_index(files, name)]
-        shards = {shard for index in indexes for shard in shards_of(files, index)}
+        shards = [shards_of(files, index) for index in indexes]
+        # Beside an index that cannot be used nobody knows which files are shards, which are nothing by themselves.
+        left_alone = (
+            set(names) if None in shards else {name for each in shards for name in each or ()}
+        )
         for name in sorted(names):
             path = Path(parent, name)
-            is_one = name in indexes or (name not in shards and _is_candidate(path))
+            is_one = name in indexes or (name not in left_alone and _is_candidate(path))
             if not name.startswith(".") and is_one:
                 yield SourceFile(path, path.relative_to(folder))
 

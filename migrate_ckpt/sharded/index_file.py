@@ -41,9 +41,17 @@ class Index:
 
 
 def find_index(files: Files) -> str | None:
-    """Return the name of the index among some files; None where there is none, or more than one."""
-    found = [name for name in files.sizes() if is_index(files, name)]
-    return found[0] if len(found) == 1 else None
+    """Return the name of the index among some files; None where there is none.
+
+    Raises:
+        UnreadableCheckpoint: There are several.
+    """
+    found = sorted(name for name in files.sizes() if is_index(files, name))
+    if len(found) > 1:
+        raise UnreadableCheckpoint(
+            f"there is more than one index, of a sharded checkpoint each: {', '.join(found)}. Give the path of one"
+        )
+    return found[0] if found else None
 
 
 def is_index(files: Files, name: str) -> bool:
@@ -75,12 +83,12 @@ def read_index(files: Files, name: str) -> Index:
     )
 
 
-def shards_of(files: Files, name: str) -> tuple[str, ...]:
-    """Return the names of the shards of an index; none if it cannot be read, which whoever works on it will tell."""
+def shards_of(files: Files, name: str) -> tuple[str, ...] | None:
+    """Return the names of the shards of an index; None if it cannot be used, which whoever works on it will tell."""
     try:
         return read_index(files, name).shards
     except (UnreadableCheckpoint, OSError):
-        return ()
+        return None
 
 
 def named_by_index(files: Files, name: str) -> frozenset[str]:
@@ -105,9 +113,11 @@ def _read(files: Files, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise _unreadable(name, f"is no JSON: {error}") from error
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
-    metadata = data.get("metadata", {}) if isinstance(data, dict) else None
-    if not isinstance(weight_map, dict) or not isinstance(metadata, dict) or not weight_map:
+    if not isinstance(weight_map, dict) or not weight_map:
         raise _unreadable(name, 'has no "weight_map" of keys and files')
+    metadata = data.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise _unreadable(name, 'has a "metadata" that is no mapping')
     return weight_map, metadata
 
 

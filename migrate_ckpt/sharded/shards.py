@@ -79,10 +79,14 @@ class ShardedCheckpoint:
 
     def _add(self, shard: Shard) -> None:
         expected = self.index.keys[shard.name]
-        if set(shard.keys) != set(expected):
-            odd = sorted(set(shard.keys) ^ set(expected))
+        lacks, more = (
+            sorted(set(expected) - set(shard.keys)),
+            sorted(set(shard.keys) - set(expected)),
+        )
+        if lacks or more:
+            odd = f"lacks {list_keys(lacks, 3)}" if lacks else f"has {list_keys(more, 3)}, too"
             raise UnreadableCheckpoint(
-                f"the shard {shard.name} does not hold what the index says: {list_keys(odd, 3)}"
+                f"the shard {shard.name} does not hold what the index says: it {odd}"
             )
         if read_history(shard.contents.value).place is not None:
             raise UnreadableCheckpoint(

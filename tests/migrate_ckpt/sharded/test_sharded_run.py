@@ -424,7 +424,7 @@ def test_what_is_for_one_file_is_refused(
         ('{"weight_map": {"a": "/etc/passwd"}}', "no name of a file beside it"),
         ('{"weight_map": {"a": "missing.safetensors"}}', "not there: missing.safetensors"),
         ('{"weight_map": {"a": 3}}', "no name of a file"),
-        ('{"metadata": 3, "weight_map": {"a": "b"}}', 'no "weight_map"'),
+        ('{"metadata": 3, "weight_map": {"a": "b"}}', 'a "metadata" that is no mapping'),
     ],
 )
 def test_hostile_index_is_refused(model: Model, index: str, reason: str, migrations: Any) -> None:
@@ -474,6 +474,66 @@ def test_command_takes_a_folder_with_an_index_for_one_checkpoint(
     assert main(["run", "model", "--in-place"]) == 0
     assert main(["inspect", "model"]) == 0
     assert main(["inspect", str(model.index)]) == 0
+
+
+BROKEN = {
+    "a shard is gone": lambda index: {
+        **index,
+        "weight_map": index["weight_map"] | {"x": "gone.bin"},
+    },
+    "a path out": lambda index: {**index, "weight_map": index["weight_map"] | {"x": "../x.bin"}},
+    "no map": lambda index: {"metadata": {}},
+    "metadata is a list": lambda index: {**index, "metadata": [1]},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_command_leaves_files_beside_a_broken_index_alone(
+    model: Model, migrations: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    migrations(_0001=HEAD + 'operations = [rename("layers.2.w", "blocks.2.w", missing="skip")]\n')
+    model.index.write_text(json.dumps(BROKEN[name](json.loads(model.index.read_text()))))
+    before = {path: path.read_bytes() for path in model.folder.iterdir()}
+
+    assert main(["run", "model", "--in-place"]) == 3
+    assert main(["run", "model", "--output-dir", "new"]) == 3
+
+    assert {path: path.read_bytes() for path in model.folder.iterdir()} == before
+    assert not list(tmp_path.glob("new/**/*.*"))
+
+
+def test_metadata_may_be_null(model: Model, migrations: Any, tmp_path: Path) -> None:
+    weight_map = json.loads(model.index.read_text())["weight_map"]
+    model.index.write_text(json.dumps({"metadata": None, "weight_map": weight_map}))
+
+    migrate_file(model.folder, tmp_path / "new", folder=migrations(_0001=RENAME_LAST))
+
+    assert "blocks.2.w" in load(tmp_path / "new")
+
+
+def test_one_of_several_indexes_is_to_be_named(model: Model) -> None:
+    other = model.index.with_name("other.index.json")
+    other.write_bytes(model.index.read_bytes())
+
+    with pytest.raises(UnreadableCheckpoint, match="more than one index"):
+        inspect_file(model.folder)
+    assert inspect_file(model.index).size
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("x", "it lacks 'x'"), (None, "it has 'layers.0.w', too")]
+)
+def test_what_a_shard_lacks_or_has_too_is_said(model: Model, change: str | None, said: str) -> None:
+    index = json.loads(model.index.read_text())
+    if change is None:
+        del index["weight_map"]["layers.0.w"]
+    else:
+        index["weight_map"][change] = model.name(0)
+    model.index.write_text(json.dumps(index))
+
+    with pytest.raises(UnreadableCheckpoint, match=said):
+        inspect_file(model.folder)
 
 
 def test_manifest_and_draft_take_it_for_one(model: Model, migrations: Any, tmp_path: Path) -> None:
