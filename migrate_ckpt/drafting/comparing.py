@@ -73,7 +73,8 @@ def draft_migration(
     Each side is a checkpoint, in one file or sharded, a file of a state dict, or a manifest (`.json`). Equal content
     proves what became of a tensor, if no other has it; else names and shapes make it likely; and what could be one or
     another is left to a person. What the operations make of the old state dict is compared with the new one, bit by
-    bit. Nothing of either file is imported, and no more than a tensor at a time is in memory.
+    bit. Nothing of either file is imported, and no more than a tensor at a time is in memory. torch works in one thread
+    meanwhile.
 
     Args:
         old: The file of before.
@@ -86,7 +87,11 @@ def draft_migration(
         InvalidManifest: A `.json` is no manifest, or leaves a size open.
         SectionNotFound: One has no such section; or which is the model's is not to be told.
     """
-    with _opened(Path(old), section) as before, _opened(Path(new), section) as after:
+    with (
+        _one_thread(),
+        _opened(Path(old), section) as before,
+        _opened(Path(new), section) as after,
+    ):
         has_content = before.has_content and after.has_content
         match = match_tensors(before.tensors, after.tensors)
         unknown = pair_others(
@@ -112,6 +117,23 @@ def draft_migration(
             ),
             differing=tuple(differing),
         )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch work in one thread.
+
+    It is asked for many small steps, at each of which its threads wait for each other: little is gained where nothing
+    else runs, and ten times as long is waited where something does.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

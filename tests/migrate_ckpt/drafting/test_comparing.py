@@ -239,3 +239,15 @@ def test_tie_and_copy_are_told_apart(drafted: Any) -> None:
 
     assert written(tied) == ["tie('b.w', 'a.w')"]
     assert written(copied) == ["add('b.w', copy_of='a.w')"]
+
+
+def test_threads_of_torch_are_given_back(drafted: Any, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        drafted({"a": torch.ones(2)}, {"b": torch.ones(2)})
+        with pytest.raises(OSError, match=r"none\.ckpt"):
+            draft_migration(tmp_path / "none.ckpt", tmp_path / "none.ckpt")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
