@@ -12,8 +12,9 @@ from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path, reci
 from migrate_ckpt.operations.classes import RenameClass
 from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import Path, show_path
-from migrate_ckpt.operations.sections import is_history
+from migrate_ckpt.operations.sections import is_history, is_tensor
 from migrate_ckpt.operations.values import DropValue, RenameValue, SetValue
+from migrate_ckpt.optimizers.states import is_optimizer_state
 from migrate_ckpt.outline import MAX_DEPTH, outline
 
 MAX_SET_ENTRIES = 50
@@ -70,6 +71,15 @@ class _Comparison:
         if (id(old), id(new)) in self._places:
             return
         self._places.add((id(old), id(new)))
+        if is_optimizer_state(old) and is_optimizer_state(new):
+            # It follows the model's operations.
+            return
+        if _is_state_dict(old) and _is_state_dict(new) and old.keys() != new.keys():
+            self.notes.append(
+                f"The tensors under {show_path(path)} have other names, too. What is done to the model is done there, "
+                f"too, where it is named: optimizer = follow(copies=[{show_path(path)!r}])."
+            )
+            return
         before, after = _class_of(old), _class_of(new)
         if before and after and before != after:
             self._classes[before].add(after)
@@ -153,6 +163,10 @@ def _known_of(value: Any) -> Hashable:
 
 def _hashable(content: Any) -> Hashable:
     return content if isinstance(content, Hashable) else None
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(map(is_tensor, value.values()))
 
 
 def _holds_tensors(value: Any) -> bool:

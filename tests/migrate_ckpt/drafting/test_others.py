@@ -291,3 +291,30 @@ def test_another_order_is_said_where_there_is_an_optimizer(drafted: Any) -> None
 
         assert not any("order_after" in note for note in same.notes)
         assert any("order_after" in note for note in other.notes) == has_optimizer
+
+
+def test_copy_of_the_model_is_said_once_and_an_optimizer_by_names_not_at_all(
+    drafted: Any, tmp_path: Path
+) -> None:
+    def saved(module: str) -> dict[str, Any]:
+        weights = {f"{module}.{n}.w": torch.full((n + 2,), 1.5) for n in range(3)}
+        states = {key: {"exp_avg": tensor * 2, "step": 1} for key, tensor in weights.items()}
+        groups = [{"params": list(weights), "lr": 0.1}]
+        return {
+            "model": {key: tensor + torch.arange(len(tensor)) for key, tensor in weights.items()},
+            "ema": weights,
+            "optimizer": {"state": states, "param_groups": groups},
+        }
+
+    draft = drafted(saved("enc"), saved("encoder"))
+
+    assert written(draft) == ["rename('enc.{i}.w', 'encoder.{i}.w')"]
+    assert draft.notes == (
+        "The tensors under ema have other names, too. What is done to the model is done there, too, where it is "
+        "named: optimizer = follow(copies=['ema']).",
+    )
+    text = draft.source("Made", ("old", "new")).replace("import rename", "import follow, rename")
+    new_migration(tmp_path / "m", "made", text=text + "optimizer = follow(copies=['ema'])\n")
+    ckpt, _ = migrate_from_folder(saved("enc"), tmp_path / "m")
+    assert ckpt["ema"].keys() == saved("encoder")["ema"].keys()
+    assert ckpt["optimizer"]["param_groups"] == saved("encoder")["optimizer"]["param_groups"]
