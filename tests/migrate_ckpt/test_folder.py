@@ -92,9 +92,17 @@ class TestWhatIsAMigration:
     def test_handle_may_come_from(self, source: str, write_folder: WriteFolder) -> None:
         assert names(read_folder(write_folder({"1_x.py": source}))) == ["1_x"]
 
+    def test_operations_may_come_all_at_once(self, write_folder: WriteFolder) -> None:
+        source = "from migrate_ckpt.operations import *\noperations = [rename('a', 'b')]"
+
+        (file,) = read_folder(write_folder({"1_x.py": source})).files
+
+        assert file.is_declared
+
     @pytest.mark.parametrize(
         "source",
         [
+            pytest.param("from migrate_ckpt.operations import *", id="all of the operations"),
             pytest.param("", id="an empty file"),
             pytest.param("handle", id="a mention"),
             pytest.param("def f():\n    handle = 1", id="a function's variable"),
