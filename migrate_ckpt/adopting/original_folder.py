@@ -31,7 +31,7 @@ def adopt_original(source: Path, files: Sequence[Path], target: Path) -> Adopted
         try:
             text, reason = read_source(path), _reason_to_leave(path)
         except InvalidMigrationFile as error:
-            text, reason = "", str(error)
+            text, reason = "", str(error).removeprefix(f"{path.name} ")
         if reason is None:
             texts.append((path.name, text))
             notes += _notes(path)

@@ -95,7 +95,7 @@ def _converted(path: Path) -> str:
         parse(path)
         text = SourceText(read_source(path))
     except (InvalidMigrationFile, SyntaxError, ValueError, RecursionError) as error:
-        raise _Unusable(str(error)) from error
+        raise _Unusable(str(error).removeprefix(f"{path.name} ")) from error
     functions = functions_of(text.tree)
     for name in ("migrate", "rollback"):
         _check_takes_checkpoint(functions.get(name))

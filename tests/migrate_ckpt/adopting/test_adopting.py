@@ -403,6 +403,7 @@ class TestScripts:
 
         [(name, why)] = adopted.left
         assert name == "250_other.py"
+        assert not why.startswith(name)
         assert reason in why
         assert "250_other" not in names(tmp_path / "new")
 
