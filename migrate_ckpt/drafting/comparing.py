@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from migrate_ckpt.drafting.braces import Group, has_brace
 from migrate_ckpt.drafting.composing import Drafted, compose
 from migrate_ckpt.drafting.draft import Draft
+from migrate_ckpt.drafting.labels import is_dense, label_of
 from migrate_ckpt.drafting.matching import match_tensors
-from migrate_ckpt.drafting.others import UNKNOWN, forms_of, is_dense, label_of, pair_others
+from migrate_ckpt.drafting.others import UNKNOWN, forms_of, pair_others
 from migrate_ckpt.drafting.proof import find_differing
 from migrate_ckpt.drafting.ties import find_ties
 from migrate_ckpt.drafting.values import ValueChanges, compare_values

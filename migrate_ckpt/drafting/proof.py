@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from migrate_ckpt.drafting.others import UNKNOWN, forms_of, is_dense, label_of
+from migrate_ckpt.drafting.labels import is_dense, label_of
+from migrate_ckpt.drafting.others import UNKNOWN, forms_of
 from migrate_ckpt.operations.moves import Move
 from migrate_ckpt.operations.state_dict_operation import StateDictOperation
 from migrate_ckpt.operations.tensor_actions import have_equal_bits

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from migrate_ckpt.drafting.composing import Drafted
+from migrate_ckpt.drafting.labels import label_of
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path, recipe
 from migrate_ckpt.operations.classes import RenameClass
 from migrate_ckpt.operations.operation import Operation
 from migrate_ckpt.operations.paths import Path, show_path
-from migrate_ckpt.operations.sections import is_history, is_tensor
+from migrate_ckpt.operations.sections import is_history, is_state_dict
 from migrate_ckpt.operations.values import DropValue, RenameValue, SetValue
 from migrate_ckpt.optimizers.states import is_optimizer_state
 from migrate_ckpt.outline import MAX_DEPTH, outline
@@ -74,7 +75,7 @@ class _Comparison:
         if is_optimizer_state(old) and is_optimizer_state(new):
             # It follows the model's operations.
             return
-        if _is_state_dict(old) and _is_state_dict(new) and old.keys() != new.keys():
+        if is_state_dict(old) and is_state_dict(new) and old.keys() != new.keys():
             self.notes.append(
                 f"The tensors under {show_path(path)} have other names, too. What is done to the model is done there, "
                 f"too, where it is named: optimizer = follow(copies=[{show_path(path)!r}])."
@@ -85,7 +86,7 @@ class _Comparison:
             self._classes[before].add(after)
         olds, news = _children(old), _children(new)
         if olds is None or news is None:
-            if _known_of(old) != _known_of(new) and not (before and after):
+            if _label(old) != _label(new) and not (before and after):
                 self.notes.append(f"The value of {show_path(path)} is another one.")
             return
         olds = {n: v for n, v in olds.items() if (*path, n) != self._old_section}
@@ -118,17 +119,21 @@ class _Comparison:
 
 def _pairs(olds: Mapping[str, Any], news: Mapping[str, Any]) -> dict[str, str]:
     """Return the names that went and those that came with the same value, where no other has it."""
-    gone: dict[Hashable, list[str]] = defaultdict(list)
-    came: dict[Hashable, list[str]] = defaultdict(list)
+    gone: dict[bytes, list[str]] = defaultdict(list)
+    came: dict[bytes, list[str]] = defaultdict(list)
     for names, others, found in ((olds, news, gone), (news, olds, came)):
         for name, value in names.items():
             if name not in others:
-                found[_known_of(value)].append(name)
+                found[_label(value)].append(name)
     return {
-        names[0]: came[known][0]
-        for known, names in gone.items()
-        if len(names) == 1 and len(came.get(known, ())) == 1
+        names[0]: came[label][0]
+        for label, names in gone.items()
+        if len(names) == 1 and len(came.get(label, ())) == 1
     }
+
+
+def _label(value: Any) -> bytes:
+    return label_of(value, reads_tensors=False)
 
 
 def _children(value: Any) -> dict[str, Any] | None:
@@ -154,19 +159,6 @@ def _class_of(value: Any) -> str | None:
         return None
     function = recipe(value).function
     return global_path(function) if isinstance(function, ForeignGlobal) else None
-
-
-def _known_of(value: Any) -> Hashable:
-    entries = outline(value, identify=lambda _: None)
-    return tuple((e.path, e.kind, e.dtype, e.shape, e.text, _hashable(e.content)) for e in entries)
-
-
-def _hashable(content: Any) -> Hashable:
-    return content if isinstance(content, Hashable) else None
-
-
-def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(map(is_tensor, value.values()))
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -60,7 +60,7 @@ def is_tensor(value: Any) -> TypeGuard[Any]:
 
 
 def _find_model(ckpt: Any) -> Path:
-    candidates = [name for name in MODEL_SECTIONS if _is_state_dict(_item(ckpt, name))]
+    candidates = [name for name in MODEL_SECTIONS if is_state_dict(_item(ckpt, name))]
     if len(candidates) == 1:
         return (candidates[0],)
     if candidates:
@@ -101,7 +101,8 @@ def _item(value: Any, name: str) -> Any:
     return value[name] if isinstance(value, Mapping) and name in value else None
 
 
-def _is_state_dict(value: Any) -> bool:
+def is_state_dict(value: Any) -> bool:
+    """Tell whether a value has the form of a state dict: a mapping that holds tensors, or nothing yet."""
     return isinstance(value, MutableMapping) and (not value or any(map(is_tensor, value.values())))
 
 

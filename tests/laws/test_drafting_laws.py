@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from migrate_ckpt.drafting.composing import compose
+from migrate_ckpt.drafting.labels import is_dense, label_of
 from migrate_ckpt.drafting.matching import match_tensors
-from migrate_ckpt.drafting.others import is_dense, label_of, pair_others
+from migrate_ckpt.drafting.others import pair_others
 from migrate_ckpt.drafting.proof import find_differing
 from migrate_ckpt.errors import OperationError
 from migrate_ckpt.operations import (

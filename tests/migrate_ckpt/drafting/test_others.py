@@ -318,3 +318,33 @@ def test_copy_of_the_model_is_said_once_and_an_optimizer_by_names_not_at_all(
     ckpt, _ = migrate_from_folder(saved("enc"), tmp_path / "m")
     assert ckpt["ema"].keys() == saved("encoder")["ema"].keys()
     assert ckpt["optimizer"]["param_groups"] == saved("encoder")["optimizer"]["param_groups"]
+
+
+def test_value_that_multiplies_by_sharing_is_looked_at_once(drafted: Any) -> None:
+    """Written out it would have more parts than there are atoms."""
+    shared: Any = [1]
+    for _ in range(50):
+        shared = [shared, shared]
+    weight = torch.randn(3)
+
+    draft = drafted(
+        {"state_dict": {"a.w": weight, "a._extra_state": shared}, "config": shared},
+        {"state_dict": {"b.w": weight, "b._extra_state": shared}, "settings": shared},
+    )
+
+    assert written(draft) == [
+        "rename('a.{kind}', 'b.{kind}')",
+        "rename_value('config', 'settings')",
+    ]
+    assert draft.is_proved
+
+
+def test_order_of_names_in_a_value_does_not_count(drafted: Any) -> None:
+    value = {"x": 1, "y": {2, 3}, "z": torch.ones(2)}
+
+    draft = drafted(
+        {"w": torch.ones(2), "_extra_state": value},
+        {"w": torch.ones(2), "_extra_state": dict(reversed(value.items()))},
+    )
+
+    assert draft.is_proved
