@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrate_ckpt.drafting.braces import Group
-from migrate_ckpt.drafting.composing import Drafted
+from migrate_ckpt.drafting.trial import Drafted
 from migrate_ckpt.outline import printable
 from migrate_ckpt.python_text import LINE_LENGTH, import_lines, in_docstring, lay_out
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from migrate_ckpt.drafting.composing import Drafted
 from migrate_ckpt.drafting.labels import label_of
+from migrate_ckpt.drafting.trial import Drafted
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path, recipe
 from migrate_ckpt.operations.classes import RenameClass
 from migrate_ckpt.operations.operation import Operation

@@ -240,7 +240,7 @@ def test_what_was_done_to_telling_tensors_is_found_again(
     old, new = composition.old, composition.state
 
     match = match_tensors(old, new)
-    drafted, undecided = compose(match, old, new)
+    drafted, undecided, _ = compose(match, old, new)
 
     assert find_differing([d.operation for d in drafted], old, new) == []
     assert (undecided, match.unknown, match.changed) == ([], [], [])
@@ -267,7 +267,7 @@ def test_other_values_stay_or_move_whatever_the_tensors_do(
     match = match_tensors(*({k: v for k, v in s.items() if is_dense(v)} for s in (old, new)))
     labels = ({k: label_of(v) for k, v in s.items() if not is_dense(v)} for s in (old, new))
     unknown = pair_others(match, *labels)
-    drafted, undecided = compose(match, old, new)
+    drafted, undecided, _ = compose(match, old, new)
 
     assert find_differing([d.operation for d in drafted], old, new) == []
     assert (undecided, match.unknown, match.changed, unknown) == ([], [], [], [])
