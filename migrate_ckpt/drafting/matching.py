@@ -390,9 +390,5 @@ def _form(tensor: torch.Tensor, dtypes: Mapping[torch.dtype, torch.dtype]) -> Ha
     return _name(dtypes.get(tensor.dtype, tensor.dtype)), tuple(tensor.shape)
 
 
-def _have_one_form(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,6 +42,17 @@ class Contents:
     globals: tuple[str, ...] = ()
     calls: list[ForeignObject] = field(default_factory=list)
     hidden_calls: list[ForeignObject] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, value: Any, parts: Sequence[Contents]) -> Contents:
+        """Return what several files hold together; the value is the checkpoint that they make."""
+        return cls(
+            value,
+            max(part.protocol for part in parts),
+            tuple(dict.fromkeys(path for part in parts for path in part.globals)),
+            [call for part in parts for call in part.calls],
+            [call for part in parts for call in part.hidden_calls],
+        )
 
 
 class Container(Protocol):

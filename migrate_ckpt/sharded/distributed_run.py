@@ -8,7 +8,6 @@ one more file; all other bytes stay where they are, and only `.metadata` says wh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ from migrate_ckpt.formats.pieces import (
     Range,
     whole,
 )
-from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.history import ckpt_migration_key, read_history, records_key
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
@@ -49,7 +47,7 @@ from migrate_ckpt.sharded.distributed_metadata import (
 )
 from migrate_ckpt.sharded.files import Files, read_whole
 from migrate_ckpt.sharded.names import FreeNames, tag_of
-from migrate_ckpt.sharded.new_set import NewFile, NewSet, in_memory
+from migrate_ckpt.sharded.new_set import NewFile, NewSet, in_memory, with_facts
 from migrate_ckpt.verifying import refuse_unmet
 
 if TYPE_CHECKING:
@@ -96,13 +94,7 @@ class DistributedKind:
         metadata = self._metadata
         ckpt = DistributedCheckpoint(self._files, metadata, ()).ckpt
         parts = [metadata.contents, *_parts(self._files, metadata)]
-        contents = Contents(
-            ckpt,
-            max(part.protocol for part in parts),
-            tuple(dict.fromkeys(path for part in parts for path in part.globals)),
-            [call for part in parts for call in part.calls],
-            [call for part in parts for call in part.hidden_calls],
-        )
+        contents = Contents.joined(ckpt, parts)
         return Inspection.of("distributed", _size(self._files, metadata), contents)
 
     def run(
@@ -175,7 +167,35 @@ def _lay_out(
     free: FreeNames,
 ) -> NewSet:
     """Lay out the old files that something is left of, by their new names, one of what is new, and the metadata."""
+    metadata = opened.metadata
     name = free.of(NEW_FILE.format(tag_of(read_history(ckpt))))
+    items, new = _items(opened, ckpt, names, name)
+    held = {file: files.open(file) for file in _left(metadata, items, names)}
+    laid_out = [
+        NewFile(names[file], whole(source), source, is_as_it_was=True)
+        for file, source in held.items()
+    ]
+    if new.size:
+        laid_out.append(NewFile(name, new, None))
+    source = {
+        "format": "distributed",
+        "size": _size(files, metadata),
+        "shards": len(metadata.files),
+    }
+    report = with_facts(report, source, laid_out, bytes_verified=False)
+    text = Pieces()
+    is_same = not report.plan.has_work and all(old == new for old, new in names.items())
+    text.add_bytes(
+        read_whole(files, METADATA_NAME, MAX_PICKLE_BYTES) if is_same else metadata.write(items)
+    )
+    laid_out.append(NewFile(METADATA_NAME, text, None))
+    return NewSet(report, tuple(laid_out), metadata.files, list(held.values()), kept=ckpt)
+
+
+def _items(
+    opened: DistributedCheckpoint, ckpt: Any, names: Mapping[str, str], new_file: str
+) -> tuple[list[Item], Pieces]:
+    """Return the items that a state dict is made of, and the bytes of those that are new, which go into one file."""
     new = Pieces()
     items: list[Item] = []
     leaves = _leaves(ckpt, opened)
@@ -189,37 +209,16 @@ def _lay_out(
         for piece in in_memory(*lay_out_new(value)):
             assert not isinstance(piece, Range), "all of it is in memory"
             new.add_bytes(piece)
-        items.append(opened.metadata.new(path, value, name, offset, new.size - offset))
+        items.append(opened.metadata.new(path, value, new_file, offset, new.size - offset))
+    return items, new
+
+
+def _left(
+    metadata: DistributedMetadata, items: Iterable[Item], names: Mapping[str, str]
+) -> list[str]:
+    """Return the old files that some items still need."""
     used = {place.file for item in items for place in item.places}
-    laid_out: list[NewFile] = []
-    held: list[FileSource] = []
-    for file in opened.metadata.files:
-        if names[file] in used:
-            source = files.open(file)
-            held.append(source)
-            laid_out.append(NewFile(names[file], whole(source), source, is_as_it_was=True))
-    if new.size:
-        laid_out.append(NewFile(name, new, None))
-    text = Pieces()
-    if report.plan.has_work or any(old != new for old, new in names.items()):
-        text.add_bytes(opened.metadata.write(items))
-    else:
-        text.add_bytes(read_whole(files, METADATA_NAME, MAX_PICKLE_BYTES))
-    before = _size(files, opened.metadata)
-    target = {
-        "format": "distributed",
-        "size": sum(file.pieces.size for file in laid_out),
-        "shards": len(laid_out),
-        "written": [file.name for file in laid_out if not file.is_as_it_was],
-    }
-    source_facts = {
-        "format": "distributed",
-        "size": before,
-        "shards": len(opened.metadata.files),
-    }
-    laid_out.append(NewFile(METADATA_NAME, text, None))
-    report = replace(report, source=source_facts, target=target, bytes_verified=False)
-    return NewSet(report, tuple(laid_out), opened.metadata.files, held, kept=ckpt)
+    return [file for file in metadata.files if names[file] in used]
 
 
 def _refuse_unreadable(paths: Iterable[KeyPath]) -> None:

@@ -49,7 +49,7 @@ def find_index(files: Files) -> str | None:
     found = sorted(name for name in files.sizes() if is_index(files, name))
     if len(found) > 1:
         raise UnreadableCheckpoint(
-            f"there is more than one index, of a sharded checkpoint each: {', '.join(found)}. Give the path of one"
+            f"there is more than one index, of a sharded checkpoint each: {', '.join(found)}. Give one at a time"
         )
     return found[0] if found else None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,19 @@ class NewSet:
     def close(self) -> None:
         for each in self.held:
             each.close()
+
+
+def with_facts(
+    report: Report, source: Mapping[str, Any], parts: Sequence[NewFile], *, bytes_verified: bool
+) -> Report:
+    """Add to a report what it says of the old set, and of the new one: of all its files but the one that names them."""
+    target = {
+        "format": source["format"],
+        "size": sum(file.pieces.size for file in parts),
+        "shards": len(parts),
+        "written": [file.name for file in parts if not file.is_as_it_was],
+    }
+    return replace(report, source=dict(source), target=target, bytes_verified=bytes_verified)
 
 
 def write_into_folder(new: NewSet, folder: Path, old_names: Collection[str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 from migrate_ckpt.errors import UnwritableCheckpoint
@@ -21,15 +20,15 @@ from migrate_ckpt.formats.verification import Verification
 from migrate_ckpt.history import History, read_history, remove_history, write_history
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
-from migrate_ckpt.operations.moves import identity
-from migrate_ckpt.operations.sections import is_tensor
+from migrate_ckpt.operations.moves import identity, list_keys
+from migrate_ckpt.operations.sections import is_history, is_tensor
 from migrate_ckpt.plan import Plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.files import Files
 from migrate_ckpt.sharded.index_file import index_text, named_by_index
 from migrate_ckpt.sharded.names import FreeNames
-from migrate_ckpt.sharded.new_set import NewFile, NewSet
+from migrate_ckpt.sharded.new_set import NewFile, NewSet, with_facts
 from migrate_ckpt.sharded.shards import Shard, ShardedCheckpoint, open_sharded, take_history
 from migrate_ckpt.verifying import refuse_unmet
 
@@ -68,14 +67,7 @@ class ShardedKind:
 
         with open_sharded(self._files, self._name) as opened:
             opened.read(OutlineTensors)
-            parts = [shard.contents for shard in opened.shards]
-            contents = Contents(
-                opened.ckpt,
-                max(part.protocol for part in parts),
-                tuple(dict.fromkeys(path for part in parts for path in part.globals)),
-                [call for part in parts for call in part.calls],
-                [call for part in parts for call in part.hidden_calls],
-            )
+            contents = Contents.joined(opened.ckpt, [shard.contents for shard in opened.shards])
             return Inspection.of(opened.format, opened.size, contents)
 
     def run(
@@ -135,15 +127,9 @@ def _run(
     }
     is_same = not plan.has_work and [file.name for file in files] == list(opened.index.shards)
     text = _whole_index(opened) if is_same else _index(opened, ckpt, names, history)
-    files.append(NewFile(opened.index.name, text, None))
-    target = {
-        "format": opened.format,
-        "size": sum(file.pieces.size for file in files[:-1]),
-        "shards": len(files) - 1,
-        "written": [file.name for file in files[:-1] if not file.is_as_it_was],
-    }
     source = {"format": opened.format, "size": opened.size, "shards": len(opened.shards)}
-    report = replace(report, source=source, target=target, bytes_verified=_verify(opened, files))
+    report = with_facts(report, source, files, bytes_verified=_verify(opened, files))
+    files.append(NewFile(opened.index.name, text, None))
     return NewSet(report, tuple(files), opened.index.shards, [opened], kept=ckpt)
 
 
@@ -153,10 +139,10 @@ def _refuse_globals(opened: ShardedCheckpoint, options: RunOptions) -> None:
 
 
 def _as_state_dict(ckpt: Any) -> Any:
-    others = [key for key, value in ckpt.items() if not is_tensor(value)]
+    others = [key for key in ckpt if not is_tensor(ckpt[key]) and not is_history(key)]
     if others or not isinstance(ckpt, OrderedDict):
         raise UnwritableCheckpoint(
-            f"a sharded checkpoint holds tensors by name and nothing else, and not {others[:3]}",
+            f"a sharded checkpoint holds tensors by name and nothing else, and not {list_keys(map(str, others), 3)}",
             where=str(others[0])[:80] if others else "",
         )
     return ckpt

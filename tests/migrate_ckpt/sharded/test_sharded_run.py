@@ -503,6 +503,18 @@ def test_command_leaves_files_beside_a_broken_index_alone(
     assert not list(tmp_path.glob("new/**/*.*"))
 
 
+def test_what_is_no_tensor_is_named_and_not_our_own_history(
+    tmp_path: Path, migrations: Any
+) -> None:
+    torch.save({"a": torch.ones(2), "step": 3}, tmp_path / "one.bin")
+    index = {"metadata": {}, "weight_map": {"a": "one.bin", "step": "one.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    folder = migrations(_0001=HEAD + 'operations = [rename("a", "b")]\n')
+
+    with pytest.raises(UnwritableCheckpoint, match=r"nothing else, and not 'step'$"):
+        migrate_file(tmp_path, tmp_path / "new", folder=folder)
+
+
 def test_metadata_may_be_null(model: Model, migrations: Any, tmp_path: Path) -> None:
     weight_map = json.loads(model.index.read_text())["weight_map"]
     model.index.write_text(json.dumps({"metadata": None, "weight_map": weight_map}))
