@@ -46,7 +46,9 @@ from migrate_ckpt.repairing import repair_history
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
 from migrate_ckpt.sharded.files import is_tar
-from migrate_ckpt.sharded.recognition import Kind, ShardedFolder, sharded_folder, sharded_tar
+from migrate_ckpt.sharded.folder_run import ShardedFolder
+from migrate_ckpt.sharded.kind import Kind
+from migrate_ckpt.sharded.recognition import sharded_folder, sharded_tar
 from migrate_ckpt.sharded.tar_run import start_tar_run
 from migrate_ckpt.stamping import stamp
 from migrate_ckpt.undo_bundle import UndoBundle, bundle_path, write_bundle

@@ -57,7 +57,7 @@ NEW_FILE = "__migrated_{}.distcp"
 
 
 class DistributedKind:
-    """What can be done with a distributed checkpoint (see `recognition.Kind`)."""
+    """What can be done with a distributed checkpoint (see `kind.Kind`)."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -106,7 +106,7 @@ class DistributedKind:
         taken: Collection[str],
         on_step: OnStep | None,
     ) -> NewSet:
-        """Run a set, and lay out the result (see `recognition.Kind`)."""
+        """Run a set, and lay out the result (see `kind.Kind`)."""
         metadata = self._metadata
         _refuse_globals(self._files, metadata, options)
         opened = DistributedCheckpoint(self._files, metadata, ())

@@ -50,11 +50,6 @@ class NewSet:
     held: list[Any] = field(default_factory=list)
     kept: Any = None
 
-    @property
-    def size(self) -> int:
-        """The bytes of all files but the one that names the others."""
-        return sum(file.pieces.size for file in self.files[:-1])
-
     def __enter__(self) -> NewSet:
         return self
 
@@ -79,22 +74,14 @@ def with_facts(
     return replace(report, source=dict(source), target=target, bytes_verified=bytes_verified)
 
 
-def write_into_folder(new: NewSet, folder: Path, old_names: Collection[str]) -> None:
-    """Write the files into another folder, and take an old set's away once the last file names the new ones.
+def write_set(new: NewSet, folder: Path, old_names: Collection[str], *, is_in_place: bool) -> None:
+    """Write the files, and take an old set's away once the last file names the new ones.
 
-    What was not there before goes again if that fails.
+    In the folder of the old set what did not change is there. What was not there before goes again if writing fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     *parts, main = new.files
-    _write_parts(parts, folder)
-    _write(main, folder)
-    remove(folder, set(old_names) - {file.name for file in new.files})
-
-
-def write_in_place(new: NewSet, folder: Path, old_names: Collection[str]) -> None:
-    """Do the same in the folder of the old set, where what did not change is there."""
-    *parts, main = new.files
-    _write_parts([file for file in parts if not file.is_as_it_was], folder)
+    _write_parts([file for file in parts if not (is_in_place and file.is_as_it_was)], folder)
     _write(main, folder)
     remove(folder, set(old_names) - {file.name for file in new.files})
 

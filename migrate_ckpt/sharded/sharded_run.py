@@ -34,7 +34,7 @@ from migrate_ckpt.verifying import refuse_unmet
 
 
 class ShardedKind:
-    """What can be done with a sharded checkpoint of Hugging Face's kind (see `recognition.Kind`)."""
+    """What can be done with a sharded checkpoint of Hugging Face's kind (see `kind.Kind`)."""
 
     def __init__(self, files: Files, name: str) -> None:
         self._files = files
@@ -79,7 +79,7 @@ class ShardedKind:
         taken: Collection[str],
         on_step: OnStep | None,
     ) -> NewSet:
-        """Run a set, and lay out the result (see `recognition.Kind`)."""
+        """Run a set, and lay out the result (see `kind.Kind`)."""
         # Loading torch takes a second, which a plan need not wait.
         from migrate_ckpt.formats.tensors import MappedTensors
 

@@ -12,8 +12,8 @@ from migrate_ckpt.formats.verification import Verification
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
 from migrate_ckpt.sharded.files import TarFiles
+from migrate_ckpt.sharded.kind import Kind, refuse_other_format
 from migrate_ckpt.sharded.new_set import NewSet, lay_out_tar
-from migrate_ckpt.sharded.recognition import Kind, refuse_other_format
 
 
 class TarRun(Run):
@@ -56,11 +56,7 @@ def start_tar_run(
     options: RunOptions,
     on_step: OnStep | None,
 ) -> Run:
-    """Run a set on a tar; the run owns it from then on.
-
-    Raises:
-        And what `run_file` raises.
-    """
+    """Run a set on a tar; the run owns it from then on. Raises what `run_file` does."""
     refuse_other_format(options)
     new = kind.run(migrations, options, in_place=False, taken=(), on_step=on_step)
     return TarRun(new, files, source)
