@@ -86,6 +86,16 @@ def recipe(obj: ForeignObject) -> Recipe:
     return obj.__recipe__
 
 
+def made_by(path: str, args: tuple[Any, ...] = (), *, is_new: bool) -> ForeignObject:
+    """Return what a class or function gives, named by its module and name, that is not imported; without a state."""
+    module, _, name = path.rpartition(".")
+    made: ForeignObject = object.__new__(ForeignObject)
+    object.__setattr__(
+        made, "__recipe__", Recipe(ForeignGlobal.named(module, name), args, None, is_new=is_new)
+    )
+    return made
+
+
 def global_path(cls: type) -> str:
     """Module and name of a foreign global, joined by a dot."""
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -17,10 +17,10 @@ from migrate_ckpt.sharded.distributed_metadata import (
     METADATA_NAME,
     DistributedMetadata,
     Item,
-    KeyPath,
-    Place,
 )
 from migrate_ckpt.sharded.files import Files
+from migrate_ckpt.sharded.flattening import KeyPath
+from migrate_ckpt.sharded.places import Place
 
 if TYPE_CHECKING:
     import torch

@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from migrate_ckpt.errors import ForeignObjectError, UnreadableCheckpoint
-from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, Recipe, global_path, recipe
+from migrate_ckpt.foreign import ForeignObject, global_path, made_by, recipe
 from migrate_ckpt.formats.pickle_reader import MAX_PICKLE_BYTES, read_pickle
 from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold
 from migrate_ckpt.sharded.files import Files, read_whole
+from migrate_ckpt.sharded.flattening import MAX_DEPTH, KeyPath, flat_name
+from migrate_ckpt.sharded.places import Place, cover
 
 if TYPE_CHECKING:
     import torch
@@ -31,38 +33,8 @@ METADATA_NAME = ".metadata"
 OWN_GLOBALS = ("torch.distributed.checkpoint.*", "torch.serialization._get_layout", "pathlib.*Path")
 """What such a pickle names, of whatever checkpoint it is."""
 
-MAX_DEPTH = 64
-MAX_PARTS_ABREAST = 1024
-"""Of a tensor that is cut in two dimensions: on a square of a million devices there are no more."""
-
 _METADATA = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
-
-KeyPath = tuple[Any, ...]
-"""The names and positions from the top of the state dict down to a value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a part of a value stands.
-
-    Attributes:
-        file: The name of the file.
-        offset: The first byte.
-        length: How many there are.
-        starts: Where in the tensor the part begins, in each dimension; empty for what is no tensor.
-        sizes: The lengths of the part.
-        index: The `MetadataIndex` that names it.
-        info: The `_StorageInfo` that says so.
-    """
-
-    file: str
-    offset: int
-    length: int
-    starts: tuple[int, ...]
-    sizes: tuple[int, ...]
-    index: ForeignObject
-    info: ForeignObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +202,12 @@ class DistributedMetadata:
             made: ForeignObject = copy.deepcopy(known.entry.properties)
             recipe(made).state = (dtype, *recipe(made).state[1:])
             return made
-        layout = _called("torch.serialization._get_layout", "torch.strided")
-        contiguous = _called(f"{_METADATA}._MEM_FORMAT_ENCODING", 0)
+        layout = made_by("torch.serialization._get_layout", ("torch.strided",), is_new=False)
+        contiguous = made_by(f"{_METADATA}._MEM_FORMAT_ENCODING", (0,), is_new=False)
         made = _made(f"{_METADATA}.TensorProperties")
         recipe(made).state_kind = "other"
         recipe(made).state = (dtype, layout, False, contiguous, False)
         return made
-
-
-def flat_name(path: KeyPath) -> str:
-    """Return the name that a path is flattened to."""
-    return ".".join(map(str, path))
 
 
 def _path(name: str, path: Any) -> KeyPath:
@@ -270,50 +237,10 @@ def _item(name: str, path: KeyPath, entry: Any, places: list[Place]) -> Item:
     if (
         not is_shape
         or not isinstance(dtype, torch.dtype)
-        or not _cover(shape, parts, dtype.itemsize)
+        or not cover(shape, parts, dtype.itemsize)
     ):
         raise UnreadableCheckpoint(f"the parts of {name!r:.80} do not make the tensor")
     return Item(name, path, entry, parts, dtype, shape)
-
-
-def _cover(shape: tuple[int, ...], parts: Iterable[Place], itemsize: int) -> bool:
-    """Tell whether parts fill a shape, each element once, and their bytes are in the file."""
-    listed = list(parts)
-    within = all(
-        len(p.starts) == len(p.sizes) == len(shape)
-        and math.prod(p.sizes) * itemsize <= p.length
-        and all(
-            type(size) is int and start >= 0 and size >= 0 and start + size <= whole
-            for start, size, whole in zip(p.starts, p.sizes, shape, strict=True)
-        )
-        for p in listed
-    )
-    is_full = within and sum(math.prod(p.sizes) for p in listed) == math.prod(shape)
-    return is_full and not _overlap([p for p in listed if math.prod(p.sizes)])
-
-
-def _overlap(parts: list[Place]) -> bool:
-    """Tell whether parts of a tensor have elements in common, or are cut as by no sharding."""
-    if len(parts) < 2:
-        return False
-    # Along the dimension that has been cut into most parts, fewest reach over the beginning of another.
-    dim = max(range(len(parts[0].starts)), key=lambda dim: len({p.starts[dim] for p in parts}))
-    reaching: list[Place] = []
-    for part in sorted(parts, key=lambda p: p.starts[dim]):
-        reaching = [p for p in reaching if p.starts[dim] + p.sizes[dim] > part.starts[dim]]
-        if len(reaching) > MAX_PARTS_ABREAST or any(_meet(part, other) for other in reaching):
-            return True
-        reaching.append(part)
-    return False
-
-
-def _meet(one: Place, other: Place) -> bool:
-    return all(
-        a < b + b_size and b < a + a_size
-        for a, a_size, b, b_size in zip(
-            one.starts, one.sizes, other.starts, other.sizes, strict=True
-        )
-    )
 
 
 def _require(value: Any, kind: str) -> None:
@@ -331,22 +258,9 @@ def _with(value: ForeignObject, attribute: str, new: object) -> ForeignObject:
 
 def _made(kind: str, **attributes: Any) -> ForeignObject:
     """Return an object of a class that is not imported, with attributes."""
-    made = _foreign(kind, (), is_new=True)
+    made = made_by(kind, is_new=True)
     recipe(made).state_kind = "dict"
     vars(made).update(attributes)
-    return made
-
-
-def _called(function: str, *args: Any) -> ForeignObject:
-    """Return what a function gives that is not imported."""
-    return _foreign(function, args, is_new=False)
-
-
-def _foreign(kind: str, args: tuple[Any, ...], *, is_new: bool) -> ForeignObject:
-    module, _, name = kind.rpartition(".")
-    made: ForeignObject = object.__new__(ForeignObject)
-    instructions = Recipe(ForeignGlobal.named(module, name), args, None, is_new=is_new)
-    object.__setattr__(made, "__recipe__", instructions)
     return made
 
 

@@ -15,7 +15,6 @@ from migrate_ckpt.absent import is_absent
 from migrate_ckpt.errors import (
     MigrationFailed,
     RequirementsNotMet,
-    UnwritableCheckpoint,
 )
 from migrate_ckpt.file_run import RunOptions, lay_out_new, plan_history
 from migrate_ckpt.folder import MigrationSet
@@ -28,7 +27,7 @@ from migrate_ckpt.formats.pieces import (
     Range,
     whole,
 )
-from migrate_ckpt.history import ckpt_migration_key, read_history, records_key
+from migrate_ckpt.history import read_history
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.operations.sections import is_tensor
@@ -37,15 +36,13 @@ from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.sharded.distributed_checkpoint import DistributedCheckpoint, Parts
 from migrate_ckpt.sharded.distributed_metadata import (
-    MAX_DEPTH,
     METADATA_NAME,
     OWN_GLOBALS,
     DistributedMetadata,
     Item,
-    KeyPath,
-    flat_name,
 )
 from migrate_ckpt.sharded.files import Files, read_whole
+from migrate_ckpt.sharded.flattening import KeyPath, flattened, refuse_unreadable
 from migrate_ckpt.sharded.names import FreeNames, tag_of
 from migrate_ckpt.sharded.new_set import NewFile, NewSet, in_memory, with_facts
 from migrate_ckpt.verifying import refuse_unmet
@@ -148,7 +145,7 @@ def _run(
                 raise
             there = there | opened.needed if opened.needed else everything
             continue
-        if not opened.needed and not any(map(_is_made_of_nothing, _leaves(ckpt, opened))):
+        if not opened.needed and not any(map(_is_made_of_nothing, flattened(ckpt, opened.is_one))):
             return opened, ckpt, report
         there = there | opened.needed if opened.needed else everything
 
@@ -198,8 +195,8 @@ def _items(
     """Return the items that a state dict is made of, and the bytes of those that are new, which go into one file."""
     new = Pieces()
     items: list[Item] = []
-    leaves = _leaves(ckpt, opened)
-    _refuse_unreadable(path for path, _ in leaves)
+    leaves = flattened(ckpt, opened.is_one)
+    refuse_unreadable(path for path, _ in leaves)
     for path, value in leaves:
         item = opened.item_of(value)
         if item is not None:
@@ -219,91 +216,6 @@ def _left(
     """Return the old files that some items still need."""
     used = {place.file for item in items for place in item.places}
     return [file for file in metadata.files if names[file] in used]
-
-
-def _refuse_unreadable(paths: Iterable[KeyPath]) -> None:
-    """Refuse paths that nobody could read again: torch tells values by what their paths are flattened to.
-
-    Raises:
-        UnwritableCheckpoint: One has a key that is no text, is too deep, or is flattened to the same name as another.
-    """
-    seen: set[str] = set()
-    for path in paths:
-        name = flat_name(path)
-        if len(path) > MAX_DEPTH:
-            what = f"nothing that is nested deeper than {MAX_DEPTH} times, as {name!r:.80} is"
-        elif name in seen:
-            what = f"no two values that are both called {name!r:.80}"
-        else:
-            seen.add(name)
-            continue
-        raise UnwritableCheckpoint(f"a distributed checkpoint can hold {what}", where=name[:80])
-
-
-def _leaves(ckpt: Any, opened: DistributedCheckpoint) -> list[tuple[KeyPath, Any]]:
-    """Return the values of a state dict with their paths, as torch flattens it; what was one item stays one.
-
-    Raises:
-        UnwritableCheckpoint: There is one that no item can be.
-    """
-    try:
-        return list(_walk(ckpt, opened, ()))
-    except RecursionError as error:
-        raise UnwritableCheckpoint(
-            "a distributed checkpoint can hold nothing that is in itself, or that is nested so deep"
-        ) from error
-
-
-def _walk(
-    value: Any, opened: DistributedCheckpoint, path: KeyPath
-) -> Iterator[tuple[KeyPath, Any]]:
-    import torch
-
-    if is_tensor(value) and value.layout is not torch.strided:
-        name = flat_name(path)
-        raise UnwritableCheckpoint(
-            f"a distributed checkpoint can hold no sparse tensor, as {name!r:.80} is",
-            where=name[:80],
-        )
-    is_history = path in ((ckpt_migration_key,), (records_key,))
-    if is_history or opened.is_one(value) or not _is_split(value):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, child in value.items():
-            yield from _walk(child, opened, (*path, _text(key, path)))
-    else:
-        for position, child in enumerate(value):
-            yield from _walk(child, opened, (*path, position))
-
-
-def _is_split(value: Any) -> bool:
-    """Tell whether torch gives what is in a value names of its own (`_traverse.traverse_state_dict`, torch 2.13)."""
-    if isinstance(value, Mapping):
-        return bool(value)
-    if isinstance(value, list):
-        return any(
-            is_tensor(part) or isinstance(part, Mapping) or _is_split(part) for part in value
-        )
-    # Torch never splits a tuple. Here tensors stay items, wherever they are: their bytes may not be there.
-    return isinstance(value, tuple) and _has_tensor(value)
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_tensor, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_tensor, value))
-    return is_tensor(value)
-
-
-def _text(name: object, path: KeyPath) -> str:
-    if not isinstance(name, str):
-        where = flat_name((*path, name))
-        raise UnwritableCheckpoint(
-            f"a distributed checkpoint can hold no mapping with a key that is no text, as {where!r:.80} is",
-            where=where[:80],
-        )
-    return name
 
 
 def _refuse_globals(files: Files, metadata: DistributedMetadata, options: RunOptions) -> None:
