@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from migrate_ckpt.files import migrate_file as migrate_file
     from migrate_ckpt.files import plan_file as plan_file
     from migrate_ckpt.files import read_checkpoint as read_checkpoint
-    from migrate_ckpt.files import repair_file as repair_file
     from migrate_ckpt.files import run_file as run_file
     from migrate_ckpt.files import write_checkpoint as write_checkpoint
     from migrate_ckpt.folder import MigrationFile as MigrationFile
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from migrate_ckpt.formats.pieces import Pieces as Pieces
     from migrate_ckpt.formats.pieces import Range as Range
     from migrate_ckpt.history import ckpt_migration_key as ckpt_migration_key
+    from migrate_ckpt.history_files import repair_file as repair_file
     from migrate_ckpt.in_memory import migrate_ckpt as migrate_ckpt
     from migrate_ckpt.in_memory import migrate_from_folder as migrate_from_folder
     from migrate_ckpt.inspection import Inspection as Inspection
@@ -139,7 +139,6 @@ _MODULES = {
         "migrate_file",
         "plan_file",
         "read_checkpoint",
-        "repair_file",
         "run_file",
         "write_checkpoint",
     ),
@@ -156,6 +155,7 @@ _MODULES = {
     "formats.partial_source": ("BytesNeeded",),
     "formats.pieces": ("Pieces", "Range"),
     "history": ("ckpt_migration_key",),
+    "history_files": ("repair_file",),
     "inspection": ("Inspection",),
     "in_memory": ("migrate_ckpt", "migrate_from_folder"),
     "loader": ("get_folder_migrations",),

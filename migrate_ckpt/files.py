@@ -7,15 +7,13 @@ file, and source and target may be the same path. A file that is only read may b
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migrate_ckpt.changes import MAX_CHANGES
 from migrate_ckpt.errors import (
     HistoryError,
-    TargetExists,
-    UndoRefused,
     UnreadableCheckpoint,
     UnwritableCheckpoint,
 )
@@ -31,18 +29,15 @@ from migrate_ckpt.file_run import (
 )
 from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, as_set
 from migrate_ckpt.formats import open_container
-from migrate_ckpt.formats.conversion import lay_out_as
 from migrate_ckpt.formats.outline_tensors import OutlineTensors
 from migrate_ckpt.formats.partial_source import PartialSource, open_partial
-from migrate_ckpt.formats.pieces import replace_file, whole
+from migrate_ckpt.formats.pieces import replace_file
 from migrate_ckpt.formats.source import ByteRange, FileSource
-from migrate_ckpt.history import read_history
 from migrate_ckpt.inspection import Inspection
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.plan import Plan
 from migrate_ckpt.preview import OfContainer, Readable, preview_plan
-from migrate_ckpt.repairing import repair_history
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep
 from migrate_ckpt.sharded.files import is_tar
@@ -50,8 +45,8 @@ from migrate_ckpt.sharded.folder_run import ShardedFolder
 from migrate_ckpt.sharded.kind import Kind
 from migrate_ckpt.sharded.recognition import sharded_folder, sharded_tar
 from migrate_ckpt.sharded.tar_run import start_tar_run
-from migrate_ckpt.stamping import stamp
-from migrate_ckpt.undo_bundle import UndoBundle, bundle_path, write_bundle
+from migrate_ckpt.targets import check_target, is_same_file, refuse_other_bundle
+from migrate_ckpt.undo_bundle import bundle_path, write_bundle
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -147,18 +142,6 @@ def _sharded_folder(path: str | os.PathLike[str] | int) -> ShardedFolder | None:
     return None if isinstance(path, int) else sharded_folder(Path(path))
 
 
-def refuse_sharded(path: str | os.PathLike[str], done: str) -> None:
-    """Refuse what is for single files only, and would be done to shards one by one.
-
-    Raises:
-        UnwritableCheckpoint: The path is a sharded checkpoint's.
-    """
-    if _sharded_folder(path) is not None:
-        raise UnwritableCheckpoint(
-            f"a sharded checkpoint cannot be {done}, only a single file: keep the old set, and run migrations on it"
-        )
-
-
 def is_migrated(
     path: str | os.PathLike[str],
     migrations: MigrationSet,
@@ -250,7 +233,7 @@ def migrate_file(
     path = check_target(source, target, force=force)
     bundle = bundle_path(path)
     if keep_undo and not force:
-        _refuse_other_bundle(bundle, source)
+        refuse_other_bundle(bundle, source)
     migrations = as_set(folder, set_name)
     # While one thread compares checksums, this one writes the target.
     with _start(FileSource(source), migrations, on_step, options, threads=1) as run:
@@ -263,75 +246,6 @@ def migrate_file(
         if run.report.target != run.report.source or not is_same_file(source, path):
             replace_file(path, run.pieces, run.source, before_rename=before_rename)
         return run.verify()
-
-
-def stamp_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    folder: str | os.PathLike[str] | MigrationSet,
-    set_name: str = DEFAULT_SET,
-    force: bool = False,
-) -> tuple[str, ...]:
-    """Write a file whose history has all migrations of a set, without running any; gives the names in it.
-
-    Raises:
-        TargetExists, UnreadableCheckpoint, FolderError, InvalidHistory, UnwritableCheckpoint: As `migrate_file`.
-    """
-    refuse_sharded(source, "stamped")
-    path = check_target(source, target, force=force)
-    with FileSource(source) as opened:
-        container = open_container(opened)
-        contents = read_tensors(container)
-        ckpt = stamp(as_checkpoint(contents.value), folder, set_name=set_name)
-        pieces, _, _ = lay_out_as(ckpt, container, contents.protocol, None)
-        replace_file(path, pieces, opened)
-    return read_history(ckpt).names
-
-
-def repair_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    folder: str | os.PathLike[str] | MigrationSet,
-    names: Collection[str] = (),
-    set_name: str = DEFAULT_SET,
-    force: bool = False,
-) -> tuple[str, ...]:
-    """Write a file whose history says of edited and renamed migrations what they are now, without running any.
-
-    It is for an edit that changes nothing for this checkpoint, which somebody has looked at: those that were reported
-    as changed count as applied from then on.
-
-    Args:
-        source: The file.
-        target: The file to write; where nothing is to be repaired, a copy.
-        folder: The migrations as they are now.
-        names: Which of them to accept; none means all.
-        set_name: The set of the folder.
-        force: Whether another file in the target's place is replaced.
-
-    Returns:
-        The names of those whose records were changed.
-
-    Raises:
-        TargetExists, UnreadableCheckpoint, FolderError, InvalidHistory, UnwritableCheckpoint: As `migrate_file`.
-    """
-    refuse_sharded(source, "repaired")
-    path = check_target(source, target, force=force)
-    migrations = as_set(folder, set_name)
-    with FileSource(source) as opened:
-        container = open_container(opened)
-        contents = read_tensors(container)
-        ckpt = as_checkpoint(contents.value)
-        plan = plan_contents(contents, migrations, RunOptions(allow_unknown_history=True))
-        repaired = repair_history(ckpt, plan, names)
-        if repaired.names:
-            pieces, _, _ = lay_out_as(repaired.ckpt, container, contents.protocol, None)
-            replace_file(path, pieces, opened)
-        elif not is_same_file(source, path):
-            replace_file(path, whole(opened), opened)
-    return repaired.names
 
 
 def inspect_file(path: str | os.PathLike[str] | int) -> Inspection:
@@ -373,40 +287,3 @@ def _start(
     except BaseException:
         source.close()
         raise
-
-
-def check_target(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, force: bool
-) -> Path:
-    """Return the path of a target.
-
-    Raises:
-        TargetExists: Another file is there, and `force` is not set.
-    """
-    path = Path(target)
-    if path.exists() and not force and not is_same_file(source, path):
-        raise TargetExists(
-            f"{path} exists already. Choose another target, or replace it with force.", path=path
-        )
-    return path
-
-
-def _refuse_other_bundle(bundle: Path, source: str | os.PathLike[str]) -> None:
-    """Refuse to replace a bundle, unless a run of the same source that was ended before its target was left it."""
-    if not bundle.exists():
-        return
-    try:
-        with FileSource(bundle) as held, FileSource(source) as original:
-            is_of_source = UndoBundle(held).is_of(original)
-    except UndoRefused:
-        is_of_source = False
-    if not is_of_source:
-        raise TargetExists(
-            f"{bundle} exists already, and puts another file back. Keep it elsewhere, or replace it with force.",
-            path=bundle,
-        )
-
-
-def is_same_file(source: str | os.PathLike[str], path: Path) -> bool:
-    """Tell whether a path is that of the source, under whatever name."""
-    return path.exists() and os.path.samefile(source, path)

@@ -17,13 +17,7 @@ from migrate_ckpt.file_run import (
     read_tensors,
     without_garbage_collection,
 )
-from migrate_ckpt.files import (
-    check_target,
-    is_same_file,
-    migrate_file,
-    plan_file,
-    refuse_sharded,
-)
+from migrate_ckpt.files import migrate_file, plan_file
 from migrate_ckpt.folder import DEFAULT_SET, MigrationSet, as_set
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.conversion import lay_out_as
@@ -34,6 +28,8 @@ from migrate_ckpt.history import read_history
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.plan import Policy
 from migrate_ckpt.reverse_run import ReverseRun, names_to_revert
+from migrate_ckpt.sharded.recognition import refuse_sharded
+from migrate_ckpt.targets import check_target, is_same_file
 from migrate_ckpt.undo_bundle import UndoBundle, bundle_path
 
 

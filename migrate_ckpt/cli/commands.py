@@ -24,11 +24,10 @@ from migrate_ckpt.files import (
     is_migrated,
     migrate_file,
     plan_file,
-    repair_file,
-    stamp_file,
 )
 from migrate_ckpt.folder import read_set
 from migrate_ckpt.formats.allowed_globals import read_allowed_globals
+from migrate_ckpt.history_files import repair_file, stamp_file
 from migrate_ckpt.reverting import revert_file
 
 

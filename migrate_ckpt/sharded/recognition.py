@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from migrate_ckpt.errors import UnwritableCheckpoint
 from migrate_ckpt.sharded.distributed_metadata import METADATA_NAME, is_distributed
 from migrate_ckpt.sharded.distributed_run import DistributedKind
 from migrate_ckpt.sharded.files import Files, FolderFiles, TarFiles, is_tar
@@ -25,6 +27,18 @@ def sharded_folder(path: Path) -> ShardedFolder | None:
     folder = path.parent if is_index else path
     found = _kind_of(FolderFiles(folder), path.name if is_index else None)
     return None if found is None else ShardedFolder(folder, *found)
+
+
+def refuse_sharded(path: str | os.PathLike[str], done: str) -> None:
+    """Refuse what is for single files only, and would be done to shards one by one.
+
+    Raises:
+        UnwritableCheckpoint: The path is a sharded checkpoint's.
+    """
+    if sharded_folder(Path(path)) is not None:
+        raise UnwritableCheckpoint(
+            f"a sharded checkpoint cannot be {done}, only a single file: keep the old set, and run migrations on it"
+        )
 
 
 def sharded_tar(source: FileSource) -> tuple[TarFiles, Kind] | None:

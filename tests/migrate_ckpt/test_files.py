@@ -27,8 +27,8 @@ from migrate_ckpt import (
     run_file,
     write_checkpoint,
 )
-from migrate_ckpt.files import stamp_file
 from migrate_ckpt.formats.pieces import Range
+from migrate_ckpt.history_files import stamp_file
 
 STRIP = '''"""Strip the prefix."""
 def handle(ckpt):

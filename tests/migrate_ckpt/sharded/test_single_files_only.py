@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from migrate_ckpt import UnwritableCheckpoint, repair_file, revert_file
-from migrate_ckpt.files import stamp_file
+from migrate_ckpt.history_files import stamp_file
 
 
 @pytest.fixture
