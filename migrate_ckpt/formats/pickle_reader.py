@@ -23,7 +23,6 @@ from migrate_ckpt.formats.storages import StorageHandle
 from migrate_ckpt.formats.tensor_matches import Layout, TensorMatches
 
 MAX_PICKLE_BYTES = 512 << 20
-_BUFFER_BYTES = 1 << 20
 
 _REBUILD_TENSOR = ("torch._utils", "_rebuild_tensor_v2")
 _ORDERED_DICT = ("collections", "OrderedDict")
@@ -132,10 +131,16 @@ class _NotAsMatched(UnreadableCheckpoint):
     """What was taken for the opcodes of a plain tensor is something else."""
 
 
+class _Whole(io.BytesIO):
+    """Lets the unpickler, which looks ahead to come less often, see all bytes at once, where they are."""
+
+    def peek(self, size: int = -1) -> bytes:
+        return self.getvalue()[self.tell() :]
+
+
 class _Unpickler(_pickle.Unpickler):
     def __init__(self, data: bytes, load: Load, encoding: str) -> None:
-        # With a buffer, which can be looked into, the unpickler does not come for each opcode.
-        super().__init__(io.BufferedReader(io.BytesIO(data), _BUFFER_BYTES), encoding=encoding)
+        super().__init__(_Whole(data), encoding=encoding)
         self._find = load.find
         self._storage = load.builder.storage
 

@@ -21,6 +21,7 @@ import struct
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from migrate_ckpt.errors import UnwritableCheckpoint
@@ -81,25 +82,41 @@ def _write_by_placeholders(value: Any, reducer: TensorReducer, protocol: int) ->
 
     The C pickler writes its members in the order of their hashes, which differs from process to process.
     """
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer, protocol, reducer)
+    output = _Output()
+    pickler = _Pickler(output, protocol, reducer)
     try:
         pickler.dump(value)
     finally:
         pickler.placeholders.withdraw()
     if pickler.has_set:
         return None
-    data = buffer.getvalue()
+    data = output.take()
     if pickler.placeholders.is_empty:
         return data
-    return pickler.placeholders.replace(data, free_memo=_next_index(pickler, buffer))
+    return pickler.placeholders.replace(data, free_memo=_next_index(pickler, output))
 
 
-def _next_index(pickler: _Pickler, buffer: io.BytesIO) -> int:
+class _Output:
+    """Takes what the C pickler writes, which is nearly always all at once, without a copy of it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes | memoryview) -> None:
+        # A long text comes as a view of memory that is good for this call only. Bytes are not copied by this.
+        self._parts.append(bytes(data))
+
+    def take(self) -> bytes:
+        """All that was written since the last time."""
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        return data
+
+
+def _next_index(pickler: _Pickler, output: _Output) -> int:
     """The place in the memo that the pickler gives next. It does not say how many there are but in a copy of all."""
-    start = buffer.tell()
     pickler.dump([])
-    put = bytes(buffer.getbuffer()[start:]).partition(pickle.EMPTY_LIST)[2]
+    put = output.take().partition(pickle.EMPTY_LIST)[2]
     return int.from_bytes(put[1:-1], "little")
 
 
@@ -118,8 +135,8 @@ def _write_in_python(value: Any, reducer: TensorReducer, protocol: int) -> bytes
 class _Reduces:
     """What both picklers answer when they meet something that is not plain."""
 
-    def __init__(self, buffer: io.BytesIO, protocol: int, reducer: TensorReducer) -> None:
-        super().__init__(buffer, protocol)  # type: ignore[call-arg]
+    def __init__(self, output: io.BytesIO | _Output, protocol: int, reducer: TensorReducer) -> None:
+        super().__init__(output, protocol)  # type: ignore[call-arg]
         self._reducer = reducer
         self._reducers: dict[type, Callable[[Any], Any]] = {
             ForeignGlobal: _reduce_global,
@@ -147,21 +164,22 @@ class _Reduces:
 class _Pickler(_Reduces, _pickle.Pickler):
     """The C pickler, for protocols 2 and 3, where a global is one opcode with two lines of text."""
 
-    def __init__(self, buffer: io.BytesIO, protocol: int, reducer: TensorReducer) -> None:
+    def __init__(self, output: io.BytesIO | _Output, protocol: int, reducer: TensorReducer) -> None:
         self.placeholders = _Placeholders()
-        self.has_set = False
-        super().__init__(buffer, protocol, reducer)
-        self._reducers[type] = self._reduce_class
+        self._classes: set[type] = set()
+        super().__init__(output, protocol, reducer)
+        # No method of its own: a pickler that holds itself stays with all it wrote until garbage is collected.
+        self._reducers[type] = partial(_reduce_class, self._classes)
+
+    @property
+    def has_set(self) -> bool:
+        """Whether there was a set, which is the call of its class."""
+        return not self._classes.isdisjoint((set, frozenset))
 
     def placeholder(self, obj: Any, written: Written) -> Any:
         if type(written) is PlainTensor:
             return self.placeholders.add_tensor(written)
         return self.placeholders.add(obj, written)
-
-    def _reduce_class(self, found: type) -> Any:
-        """A set is the call of its class, which is asked for like any other."""
-        self.has_set |= found in (set, frozenset)
-        return _refuse_unimportable(found)
 
 
 # The pickler in Python has no type stubs, for its name says that it is private; it has been there since Python 3.0.
@@ -175,9 +193,9 @@ class _PythonPickler(_Reduces, _PurePickler):  # type: ignore[misc]
     a replacement. This one writes the right opcodes at once, at a quarter of the speed. It also asks for sets.
     """
 
-    def __init__(self, buffer: io.BytesIO, protocol: int, reducer: TensorReducer) -> None:
-        super().__init__(buffer, protocol, reducer)
-        self._reducers |= {set: self._reduce_set, frozenset: self._reduce_set}
+    def __init__(self, output: io.BytesIO | _Output, protocol: int, reducer: TensorReducer) -> None:
+        super().__init__(output, protocol, reducer)
+        self._reducers |= dict.fromkeys((set, frozenset), partial(_reduce_set, reducer))
 
     def placeholder(self, obj: Any, written: Written) -> str:
         self._written = written
@@ -190,11 +208,18 @@ class _PythonPickler(_Reduces, _PurePickler):  # type: ignore[misc]
         else:
             super().save_global(obj, name)
 
-    def _reduce_set(self, members: Any) -> tuple[Any, ...]:
-        """The members in the order of their own pickles, which is the same everywhere."""
-        return type(members), (
-            sorted(members, key=lambda member: _write_in_python(member, self._reducer, 2)),
-        )
+
+def _reduce_class(classes: set[type], found: type) -> Any:
+    """Note a class that is asked for, and write it as any other."""
+    classes.add(found)
+    return _refuse_unimportable(found)
+
+
+def _reduce_set(reducer: TensorReducer, members: Any) -> tuple[Any, ...]:
+    """The members in the order of their own pickles, which is the same everywhere."""
+    return type(members), (
+        sorted(members, key=lambda member: _write_in_python(member, reducer, 2)),
+    )
 
 
 def _reduce_global(found: ForeignGlobal) -> Any:

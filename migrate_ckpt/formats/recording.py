@@ -80,6 +80,8 @@ class Load:
         self._take_hidden_calls()
         for node in self.nodes:
             _become_foreign(node)
+        # Some are methods of this load, which would stay with all of it until garbage is collected.
+        self.folds.clear()
 
     def _new_global(
         self, module: str, name: str, via: tuple[Any, tuple[Any, ...]] | None = None

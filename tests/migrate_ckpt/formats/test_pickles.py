@@ -276,6 +276,15 @@ def test_text_that_looks_like_opcodes_is_left_alone():
     assert again == value
 
 
+@pytest.mark.parametrize("character", ["a", "\xe9", "\u20ac", "\ud800"], ids=ascii)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_texts_longer_than_a_frame_are_written_in_place(character, protocol):
+    value = ["before", character * 70_000, character * 80_000, "after", argparse.Namespace(a=1)]
+    again = read(pickle.dumps(value, protocol))
+
+    assert pickle.loads(write(again.value, protocol)) == value
+
+
 def test_the_same_value_gives_the_same_bytes():
     pickled = read(pickle.dumps(VALUES["object of a nested class"], 2))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from migrate_ckpt import UnreadableCheckpoint, UnsafePickle, read_checkpoint, write_checkpoint
 from migrate_ckpt.foreign import ForeignObject
 from migrate_ckpt.formats.mapped import MappedSource
+from migrate_ckpt.formats.storages import StorageHandle
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
@@ -50,6 +52,22 @@ def test_every_dtype_comes_back_bit_for_bit(through, dtype):
 
     assert (again.dtype, again.shape, again.stride()) == (dtype, tensor.shape, tensor.stride())
     assert bits(again) == bits(tensor)
+
+
+@pytest.mark.parametrize("extra", [{}, {"tags": {1, 2}}], ids=["plain", "with a set"])
+def test_what_a_read_and_a_write_needed_is_gone_before_garbage_is_collected(through, extra):
+    def handles() -> int:
+        return sum(type(found) is StorageHandle for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = handles()
+        through({"weight": torch.rand(3), "bias": torch.rand(2), **extra})
+
+        assert handles() == before
+    finally:
+        gc.enable()
 
 
 def test_the_payload_of_a_nan_is_kept(through):
