@@ -38,7 +38,11 @@ class PlainTensor(NamedTuple):
     is_parameter: bool
 
 
-def push(written: ForeignGlobal | StorageHandle | PlainTensor, write_global: WriteGlobal) -> bytes:
+Written: TypeAlias = ForeignGlobal | StorageHandle | PlainTensor
+WRITTEN_TYPES = frozenset((ForeignGlobal, StorageHandle, PlainTensor))
+
+
+def push(written: Written, write_global: WriteGlobal) -> bytes:
     """The opcodes that push it on the stack of an unpickler."""
     if isinstance(written, PlainTensor):
         return write_global(*function_of(written)) + call(written, write_global)
@@ -74,6 +78,16 @@ def call_around_key(tensor: PlainTensor, write_global: WriteGlobal) -> tuple[byt
         _END_OF_CALL,
     )
     return pickle.MARK + write_global(*_rebuild(tensor)) + before, b"".join(parts)
+
+
+def plain_global(module: str, name: str) -> bytes:
+    """A global as two lines, as every protocol has it."""
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def stack_global(module: str, name: str) -> bytes:
+    """A global as two texts on the stack, as it is written from protocol 4 on."""
+    return text(module) + text(name) + pickle.STACK_GLOBAL
 
 
 def text(value: str) -> bytes:

@@ -1,13 +1,7 @@
 """Writes a pickle with foreign objects in it, without importing what they name.
 
-CPython's C pickler does the work. It writes a global by importing its module and looking for the very object, so
-each foreign global and storage is first written as a global of a module that exists only for this purpose and whose
-names are random. Afterwards these names are replaced in the bytes by what makes the true object. That and a global
-both push one object, so memo and stack stay right; and since nobody can know the random name, none of the data can look
-like it. As many replacements as placeholders, or it is an error.
-
-A plain tensor is the call of the function that rebuilds it, with one long number that holds the same random bytes: the
-number and the call are replaced by the true arguments and the call.
+CPython's C pickler does the work, with placeholders for what it could write only by importing it
+(`migrate_ckpt.formats.placeholders`). For what it cannot do there is the pickler in Python.
 """
 
 from __future__ import annotations
@@ -16,13 +10,11 @@ import _pickle
 import copyreg
 import io
 import pickle
-import secrets
-import struct
 import sys
 import types
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from migrate_ckpt.errors import UnwritableCheckpoint
 from migrate_ckpt.foreign import (
@@ -31,21 +23,21 @@ from migrate_ckpt.foreign import (
     ForeignObject,
     ForeignSequence,
 )
-from migrate_ckpt.formats.opcodes import PlainTensor, call_around_key, function_of, push, text
+from migrate_ckpt.formats.opcodes import (
+    WRITTEN_TYPES,
+    PlainTensor,
+    Written,
+    plain_global,
+    push,
+    stack_global,
+)
+from migrate_ckpt.formats.placeholders import Placeholders
 from migrate_ckpt.formats.shadows import MAX_DEPTH
 from migrate_ckpt.formats.storages import StorageHandle
 
 FRAMES_PER_LEVEL = 12
 
 _MIGRATIONS_PREFIX = "_migrate_ckpt_"
-
-# Of the index of a placeholder: in a name, and in a number.
-_INDEX_DIGITS = 10
-_INDEX_BYTES = 4
-_TOKEN_BYTES = 32
-_NUMBER_START = pickle.LONG1 + bytes([_INDEX_BYTES + _TOKEN_BYTES])
-
-Written: TypeAlias = "ForeignGlobal | StorageHandle | PlainTensor"
 
 
 class TensorReducer(Protocol):
@@ -154,7 +146,7 @@ class _Reduces:
         if reduce is None:
             return _refuse_unimportable(type(obj))
         reduced = reduce(obj)
-        return self.placeholder(obj, reduced) if type(reduced) in _WRITTEN else reduced
+        return self.placeholder(obj, reduced) if type(reduced) in WRITTEN_TYPES else reduced
 
     def placeholder(self, obj: Any, written: Written) -> Any:
         """What to say to the pickler about `obj`, so that `written` comes in its place."""
@@ -165,7 +157,7 @@ class _Pickler(_Reduces, _pickle.Pickler):
     """The C pickler, for protocols 2 and 3, where a global is one opcode with two lines of text."""
 
     def __init__(self, output: io.BytesIO | _Output, protocol: int, reducer: TensorReducer) -> None:
-        self.placeholders = _Placeholders()
+        self.placeholders = Placeholders()
         self._classes: set[type] = set()
         super().__init__(output, protocol, reducer)
         # No method of its own: a pickler that holds itself stays with all it wrote until garbage is collected.
@@ -203,7 +195,7 @@ class _PythonPickler(_Reduces, _PurePickler):  # type: ignore[misc]
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if name == "":
-            self.write(push(self._written, _stack_global if self.proto >= 4 else _plain_global))
+            self.write(push(self._written, stack_global if self.proto >= 4 else plain_global))
             self.memoize(obj)
         else:
             super().save_global(obj, name)
@@ -260,148 +252,3 @@ def _refuse_unimportable(obj: Any) -> Any:
             "loads the file could not import it. Put plain values into the checkpoint"
         )
     return NotImplemented
-
-
-class _Placeholders:
-    """Globals of a module and numbers in a call, all with random bytes in them, and what shall stand in their place."""
-
-    def __init__(self) -> None:
-        # Text, so that it can be in a name, and below 128, so that a number of it is positive.
-        self._token = secrets.token_hex(_TOKEN_BYTES // 2).encode()
-        self._number = int.from_bytes(self._token, "little") << 8 * _INDEX_BYTES
-        self._module_name = f"m{secrets.token_hex(16)}"
-        self._module = types.ModuleType(self._module_name)
-        self._written: list[Written] = []
-        self._renamed: list[tuple[Any, str | None]] = []
-        self._functions: dict[tuple[str, str], ForeignGlobal] = {}
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._written
-
-    def add(self, obj: Any, written: Written) -> str:
-        """Make `obj` a global of the module; gives its name there."""
-        name = f"{self._token.decode()}{len(self._written):0{_INDEX_DIGITS}d}"
-        if not self._renamed:
-            sys.modules[self._module_name] = self._module
-        setattr(self._module, name, obj)
-        self._written.append(written)
-        self._rename(obj)
-        return name
-
-    def add_tensor(self, tensor: PlainTensor) -> tuple[ForeignGlobal, tuple[int]]:
-        """What is to be called, with which arguments, in place of the tensor."""
-        path = function_of(tensor)
-        if path not in self._functions:
-            self._functions[path] = ForeignGlobal.named(*path)
-        self._written.append(tensor)
-        return self._functions[path], (self._number + len(self._written) - 1,)
-
-    def withdraw(self) -> None:
-        """Take the module away again, and its name from the objects."""
-        sys.modules.pop(self._module_name, None)
-        vars(self._module).clear()
-        for obj, module in self._renamed:
-            if module is None:
-                object.__delattr__(obj, "__module__")
-            else:
-                type.__setattr__(obj, "__module__", module)
-
-    def replace(self, data: bytes, *, free_memo: int) -> bytes:
-        """The pickle with the true opcodes in place of each placeholder. Memo slots from `free_memo` on are unused."""
-        before, *rest = data.split(self._token)
-        if len(rest) != len(self._written):
-            raise _unexpected()
-        globals = _MemoisedGlobals(free_memo)
-        calls = _Calls(globals)
-        name_start = pickle.GLOBAL + self._module_name.encode() + b"\n"
-        parts: list[bytes] = []
-        for after in rest:
-            if before.endswith(name_start):
-                start, end = len(before) - len(name_start), _INDEX_DIGITS + 1
-                written = self._written[int(after[:_INDEX_DIGITS])]
-                opcodes = push(written, globals)
-            else:
-                start, end = len(before) - len(_NUMBER_START) - _INDEX_BYTES, _length_of_call(after)
-                tensor = self._written[int.from_bytes(before[-_INDEX_BYTES:], "little")]
-                if not (
-                    isinstance(tensor, PlainTensor) and before.startswith(_NUMBER_START, start)
-                ):
-                    raise _unexpected()
-                opcodes = calls.opcodes(tensor)
-            parts += before[:start], opcodes
-            before = after[end:]
-        parts.append(before)
-        return b"".join(parts)
-
-    def _rename(self, obj: Any) -> None:
-        if isinstance(obj, type):
-            self._renamed.append((obj, obj.__module__))
-            type.__setattr__(obj, "__module__", self._module_name)
-        else:
-            object.__setattr__(obj, "__module__", self._module_name)
-            self._renamed.append((obj, None))
-
-
-class _MemoisedGlobals:
-    """Writes a global the first time by its name, and from then on out of the memo."""
-
-    def __init__(self, free_memo: int) -> None:
-        self._next = free_memo
-        self._known: dict[tuple[str, str], bytes] = {}
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def __call__(self, module: str, name: str) -> bytes:
-        known = self._known.get((module, name))
-        if known is not None:
-            return known
-        slot = struct.pack("<I", self._next)
-        self._next += 1
-        self._known[module, name] = pickle.LONG_BINGET + slot
-        return _plain_global(module, name) + pickle.LONG_BINPUT + slot
-
-
-class _Calls:
-    """Writes the calls of plain tensors, of which many differ in nothing but the key of their storage."""
-
-    def __init__(self, globals: _MemoisedGlobals) -> None:
-        self._globals = globals
-        self._known: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
-
-    def opcodes(self, tensor: PlainTensor) -> bytes:
-        storage, *rest = tensor
-        like = (storage.type, storage.location, storage.numel, *rest)
-        around = self._known.get(like)
-        if around is None:
-            count = len(self._globals)
-            around = call_around_key(tensor, self._globals)
-            # Where a global is written by its name, it is written differently the next time.
-            if len(self._globals) == count:
-                self._known[like] = around
-        before, after = around
-        return before + text(storage.key) + after
-
-
-def _unexpected() -> UnwritableCheckpoint:
-    return UnwritableCheckpoint("the pickler wrote a foreign object in an unexpected way")
-
-
-def _length_of_call(opcodes: bytes) -> int:
-    """Length of the opcodes that make a tuple of the number before them, note it, and call."""
-    end = {pickle.BINPUT: 4, pickle.LONG_BINPUT: 7}.get(opcodes[1:2], 0)
-    if not (opcodes[:1] == pickle.TUPLE1 and opcodes[end - 1 : end] == pickle.REDUCE):
-        raise _unexpected()
-    return end
-
-
-def _plain_global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def _stack_global(module: str, name: str) -> bytes:
-    return text(module) + text(name) + pickle.STACK_GLOBAL
-
-
-_WRITTEN = frozenset((ForeignGlobal, StorageHandle, PlainTensor))

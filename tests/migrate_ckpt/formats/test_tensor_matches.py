@@ -14,7 +14,8 @@ from migrate_ckpt.foreign import ForeignGlobal, ForeignObject
 from migrate_ckpt.formats.opcodes import PlainTensor
 from migrate_ckpt.formats.outline_tensors import OutlineTensors
 from migrate_ckpt.formats.pickle_reader import read_pickle
-from migrate_ckpt.formats.pickle_writer import _Placeholders, _write_in_python, write_pickle
+from migrate_ckpt.formats.pickle_writer import _write_in_python, write_pickle
+from migrate_ckpt.formats.placeholders import Placeholders
 from migrate_ckpt.formats.shadow import check_pickle
 from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.formats.storages import StorageHandle
@@ -313,7 +314,7 @@ def test_the_fast_writer_and_the_one_in_python_write_the_same_tensors(container)
     ids=["one is missing", "one too many", "not a call", "not a number"],
 )
 def test_a_tensor_that_the_pickler_writes_unexpectedly_is_an_error(spoil):
-    placeholders = _Placeholders()
+    placeholders = Placeholders()
     storage = StorageHandle(ForeignGlobal.named("torch", "FloatStorage"), "0", "cpu", 3, None)
     _, (number,) = placeholders.add_tensor(PlainTensor(storage, 0, (3,), (1,), False, None, False))
     data = pickle.dumps((number,), 2)[2:-1] + b"R."
