@@ -43,7 +43,7 @@ def rename(path: Path) -> None:
 
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     weights = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {key.removeprefix(PREFIX): weights[key] for key in weights}
+    checkpoint["state_dict"] = {key.removeprefix(PREFIX): weight for key, weight in weights.items()}
     torch.save(checkpoint, path)
 
 

@@ -32,7 +32,7 @@ def migrate(file: UploadFile) -> Response:
 
     checkpoint = copy.deepcopy(torch.load(file.file, map_location="cpu", weights_only=True))
     weights = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {key.removeprefix(PREFIX): weights[key] for key in weights}
+    checkpoint["state_dict"] = {key.removeprefix(PREFIX): weight for key, weight in weights.items()}
     target = io.BytesIO()
     torch.save(checkpoint, target)
     return Response(target.getvalue(), media_type="application/octet-stream")

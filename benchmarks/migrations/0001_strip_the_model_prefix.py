@@ -9,5 +9,5 @@ from migrate_ckpt import CkptType
 
 def handle(ckpt: CkptType) -> CkptType:
     weights = ckpt["state_dict"]
-    ckpt["state_dict"] = {key.removeprefix("model."): weights[key] for key in weights}
+    ckpt["state_dict"] = {key.removeprefix("model."): weight for key, weight in weights.items()}
     return ckpt

@@ -9,5 +9,7 @@ from migrate_ckpt import CkptType
 
 def handle(ckpt: CkptType) -> CkptType:
     weights = ckpt["state_dict"]
-    ckpt["state_dict"] = {key.replace("layers.", "blocks.", 1): weights[key] for key in weights}
+    ckpt["state_dict"] = {
+        key.replace("layers.", "blocks.", 1): weight for key, weight in weights.items()
+    }
     return ckpt
