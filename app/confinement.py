@@ -64,34 +64,42 @@ class Confinement:
         return os.fork() if self.own_processes is None else self.own_processes.fork()
 
 
+def detach(confinement: Confinement, *, parent_pid: int, output: int, keep: Iterable[int]) -> None:
+    """Part this process from the one that forked it: a session, descriptors and signals of its own.
+
+    Args:
+        confinement: the layers that will be put on.
+        parent_pid: whose death is this process's death too.
+        output: the descriptor that everything printed goes to.
+        keep: the other descriptors that stay open.
+    """
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _keep_descriptors(output, {*keep, *confinement.readable})
+    die_with(parent_pid)
+
+
 def confine(
     confinement: Confinement,
     scratch_folder: Path,
     *,
     migrations_folder: str,
     parent_pid: int,
-    output: int,
-    keep: Iterable[int],
     written_bytes: int,
 ) -> None:
-    """Make this process fit to run a migration in.
+    """Make this process, which has been detached, fit to run a migration in.
 
     Args:
         confinement: the layers to put on.
         scratch_folder: becomes the working directory, and the place for temporary files.
         migrations_folder: can be read; an empty one is none.
         parent_pid: whose death is this process's death too.
-        output: the descriptor that everything printed goes to.
-        keep: the other descriptors that stay open.
         written_bytes: how large no file may become.
 
     Raises:
         OSError: the kernel refuses one of the layers.
     """
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _keep_descriptors(output, {*keep, *confinement.readable})
     os.chdir(scratch_folder)
     os.environ.update(HOME=str(scratch_folder), TMPDIR=str(scratch_folder))
     tempfile.tempdir = None
@@ -103,6 +111,7 @@ def confine(
         become(confinement.uid)
         own_proc_files()
     drop_capabilities()
+    # A change of the user has undone it.
     die_with(parent_pid)
     gain_no_privileges()
     if confinement.landlock_abi:

@@ -1,4 +1,4 @@
-"""One child of the fork server: forked, confined, put to work, watched, killed and reaped."""
+"""One run of the fork server's: given to a child, watched, held to its limits, killed and reaped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import os
 import signal
 import socket
 import time
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
-from app.confinement import ROOM_BYTES, Confinement, confine
-from app.run_request import DONE_STATUS, UPLOAD_NAME, RunRequest
+from app.confinement import ROOM_BYTES
+from app.run_request import UPLOAD_NAME, RunRequest
+from app.waiting_child import WaitingChild
 from app.watched_processes import (
     MAX_PROCESSES,
     family,
@@ -63,36 +62,21 @@ class ForkedRun:
 
     @classmethod
     def start(
-        cls,
-        channel: socket.socket,
-        source: int | None,
-        limits: Limits,
-        confinement: Confinement,
+        cls, child: WaitingChild, channel: socket.socket, source: int | None, limits: Limits
     ) -> ForkedRun:
-        """Fork a child for the request that lies on the channel.
+        """Give the request that lies on the channel to a child that waits for one.
 
         The checkpoint is this open file, or the upload in the scratch folder.
 
         Raises:
-            OSError: there is no process, or no descriptor, to be had.
+            OSError: the child is dead.
             ValueError: what lies there is no request.
         """
         request = RunRequest(**json.loads(channel.recv(MAX_REQUEST_BYTES)))
         folder = Path(request.scratch_folder)
         written_bytes = limits.written_bytes(os.stat(source or folder / UPLOAD_NAME).st_size)
-        parent_pid = os.getpid()
-        read_end, write_end = os.pipe()
-        try:
-            pid = confinement.fork()
-        except OSError:
-            os.close(read_end)
-            os.close(write_end)
-            raise
-        if pid == 0:
-            _be_child(request, source, channel, write_end, parent_pid, written_bytes, confinement)
-        os.close(write_end)
-        os.set_blocking(read_end, False)
-        return cls(pid, channel, read_end, limits, folder, written_bytes)
+        child.give(request, channel=channel, source=source, written_bytes=written_bytes)
+        return cls(child.pid, channel, child.output_descriptor, limits, folder, written_bytes)
 
     def kill(self, reason: str | None = None) -> None:
         self.reason = self.reason or reason
@@ -163,41 +147,3 @@ class ForkedRun:
         # A child that has not come to its own session yet has no group, and no children either.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-
-
-def _be_child(
-    request: RunRequest,
-    source: int | None,
-    channel: socket.socket,
-    output: int,
-    parent_pid: int,
-    written_bytes: int,
-    confinement: Confinement,
-) -> NoReturn:
-    """Run one request in this process, which ends with it and never gets back to the loop."""
-
-    def on_step(position: int, count: int, name: str) -> None:
-        channel.sendall(json.dumps({"step": [position, count, name]}).encode("ascii") + b"\n")
-
-    status = 1
-    try:
-        confine(
-            confinement,
-            Path(request.scratch_folder),
-            migrations_folder=request.migrations_folder,
-            parent_pid=parent_pid,
-            output=output,
-            keep=[channel.fileno(), *([] if source is None else [source])],
-            written_bytes=written_bytes,
-        )
-        # Not before there is a process for it: the web process imports this module, too.
-        from app.child import run
-
-        run(request, on_step, source)
-        status = DONE_STATUS
-    except BaseException:
-        # SystemExit among them: a migration that ends the process has no result.
-        traceback.print_exc()
-    finally:
-        # No finalizer of what this process inherited may run here a second time.
-        os._exit(status)

@@ -30,6 +30,7 @@ from app.huge_pages import gather_into_huge_pages
 from app.layers import raise_layers
 from app.linux import adopt_orphans
 from app.sandbox_settings import Layer, SandboxSettings
+from app.waiting_child import WaitingChild
 from app.watched_processes import children, held_bytes
 
 # A run may get this much further once a limit is passed.
@@ -42,6 +43,8 @@ class ForkServer:
         self._limits = limits
         self._confinement = confinement
         self._runs: dict[int, ForkedRun] = {}
+        # Forked ahead of the next run, while there is none.
+        self._spare: WaitingChild | None = None
         self._next_look = 0.0
         self._death = _wake_on_death()
         self._poll = select.poll()
@@ -50,6 +53,7 @@ class ForkServer:
 
     def serve(self) -> None:
         """Serve until the other side closes the socket; then leave no process behind."""
+        self._prepare()
         while True:
             timeout = POLL_SECONDS * 1000 if self._runs else None
             ready = {descriptor for descriptor, _ in self._poll.poll(timeout)}
@@ -61,6 +65,8 @@ class ForkServer:
         for run in self._runs.values():
             run.kill()
             run.finish()
+        if self._spare is not None:
+            self._spare.end()
         self._kill_orphans()
 
     def _attend(self, ready: set[int]) -> None:
@@ -74,9 +80,28 @@ class ForkServer:
             self._next_look = time.monotonic() + POLL_SECONDS
             for run in self._runs.values():
                 run.hold_to_limits()
-        for run in [run for run in self._runs.values() if run.has_ended()]:
+        ended = [run for run in self._runs.values() if run.has_ended()]
+        for run in ended:
             self._forget(run)
         self._kill_orphans()
+        if ended:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Fork the child for the next run ahead, unless others run: then processor time is short."""
+        if self._spare is not None and self._spare.has_died():
+            self._take_spare()
+        if self._spare is None and not self._runs:
+            # The next run tells whoever waits for it that there is no process to be had.
+            with contextlib.suppress(OSError):
+                self._spare = WaitingChild.fork(self._confinement, is_early=True)
+
+    def _take_spare(self) -> WaitingChild | None:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.has_died():
+            print("The child that waited for a run has died.", spare.end(), file=sys.stderr)
+            return None
+        return spare
 
     def _accept(self) -> bool:
         """Start the run that has arrived; False when there will be no more."""
@@ -86,7 +111,7 @@ class ForkServer:
         channel = socket.socket(fileno=descriptors[0])
         source = descriptors[1] if len(descriptors) > 1 else None
         try:
-            run = ForkedRun.start(channel, source, self._limits, self._confinement)
+            run = self._start(channel, source)
         except (OSError, ValueError):
             # The closed channel says that the run never was.
             traceback.print_exc()
@@ -100,6 +125,14 @@ class ForkServer:
         self._poll.register(run.output_descriptor, select.POLLIN)
         return True
 
+    def _start(self, channel: socket.socket, source: int | None) -> ForkedRun:
+        child = self._take_spare() or WaitingChild.fork(self._confinement, is_early=False)
+        try:
+            return ForkedRun.start(child, channel, source, self._limits)
+        except BaseException:
+            child.end()
+            raise
+
     def _forget(self, run: ForkedRun) -> None:
         del self._runs[run.pid]
         for descriptor in (run.channel.fileno(), run.output_descriptor):
@@ -109,7 +142,8 @@ class ForkServer:
 
     def _kill_orphans(self) -> None:
         """End what a migration has started, and left behind in a session of its own."""
-        for pid in children(os.getpid()) - self._runs.keys():
+        ours = {*self._runs, *(() if self._spare is None else (self._spare.pid,))}
+        for pid in children(os.getpid()) - ours:
             os.kill(pid, signal.SIGKILL)
             # One that is not dead yet wakes us when it is.
             os.waitpid(pid, os.WNOHANG)
@@ -131,7 +165,8 @@ def _load_libraries() -> None:
     """
     import torch
 
-    import app.child  # noqa: F401
+    import app.child
+    import app.warm_up  # noqa: F401
     import migrate_ckpt
 
     for module in pkgutil.walk_packages(migrate_ckpt.__path__, "migrate_ckpt."):

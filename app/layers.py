@@ -18,6 +18,7 @@ from app.confinement import (
     Confinement,
     code_paths,
     confine,
+    detach,
     folder_of_libraries,
     open_readable,
 )
@@ -182,13 +183,12 @@ def _try_own_processes() -> None:
 
 def _look_from_inside(confinement: Confinement, folder: Path, *, parent_pid: int) -> str:
     """Confine this process like a run and return, as JSON, the names of the layers that do not hold."""
+    detach(confinement, parent_pid=parent_pid, output=1, keep=[1])
     confine(
         confinement,
         folder / _SCRATCH_NAME,
         migrations_folder=str(folder / _MIGRATIONS_NAME),
         parent_pid=parent_pid,
-        output=1,
-        keep=[1],
         written_bytes=ROOM_BYTES,
     )
     _do_what_runs_do(folder / _MIGRATIONS_NAME)

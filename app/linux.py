@@ -11,6 +11,7 @@ from pathlib import Path
 # From <linux/prctl.h>.
 PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
@@ -31,6 +32,11 @@ def die_with(parent_pid: int) -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies, also of those in other sessions."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def call_this_process(name: str) -> None:
+    """Have this process shown by this name, of which 15 bytes count."""
+    checked(libc().prctl(_PR_SET_NAME, name.encode()), "prctl(PR_SET_NAME)")
 
 
 def gain_no_privileges() -> None:

@@ -18,6 +18,8 @@ import httpx
 import pytest
 import torch
 
+from app.waiting_child import WAITING_NAME
+
 START_SECONDS = 60
 STOP_SECONDS = 20
 # A second is what is promised, and what an idle machine shows; this is for one that stalls.
@@ -233,7 +235,13 @@ class Service:
         return pid
 
     def runs(self) -> list[int]:
-        return children(self.fork_server())
+        """The children of the fork server, but for one that waits for its run."""
+        return [pid for pid in children(self.fork_server()) if not is_waiting(pid)]
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs, and a child waits for what will run next."""
+        found = children(self.fork_server())
+        return len(found) == 1 and is_waiting(found[0])
 
 
 def children(pid: int) -> list[int]:
@@ -245,6 +253,12 @@ def children(pid: int) -> list[int]:
             if int(after_name[1]) == pid:
                 found.append(int(path.parent.name))
     return found
+
+
+def is_waiting(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip() == WAITING_NAME
+    return False
 
 
 def is_alive(pid: int) -> bool:

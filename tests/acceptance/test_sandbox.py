@@ -167,6 +167,38 @@ def test_fork_server_has_one_thread_after_a_run(service: Service, old: Path) -> 
     assert len(os.listdir(f"/proc/{service.fork_server()}/task")) == 1
 
 
+def test_child_waits_for_the_next_run_while_there_is_none(service: Service, old: Path) -> None:
+    assert eventually(service.is_idle)
+    (waiting,) = children(service.fork_server())
+
+    with sleeping_run(service, old):
+        assert service.runs() == [waiting]
+        assert children(service.fork_server()) == [waiting]
+
+    assert eventually(service.is_idle)
+    assert children(service.fork_server()) != [waiting]
+
+
+def test_child_that_waits_has_no_socket_but_that_of_its_orders(service: Service) -> None:
+    assert eventually(service.is_idle)
+    (waiting,) = children(service.fork_server())
+
+    opened = [os.readlink(path) for path in Path(f"/proc/{waiting}/fd").iterdir()]
+
+    assert len([name for name in opened if name.startswith("socket:")]) == 1
+
+
+def test_next_run_is_done_where_the_child_that_waits_has_died(service: Service, old: Path) -> None:
+    assert eventually(service.is_idle)
+    (waiting,) = children(service.fork_server())
+    os.kill(waiting, signal.SIGKILL)
+    assert eventually(lambda: not is_alive(waiting))
+
+    assert migrate(service, old).status_code == 200
+
+    assert eventually(service.is_idle)
+
+
 def test_fork_server_that_died_is_started_again(service: Service, old: Path) -> None:
     first = service.fork_server()
     os.kill(first, signal.SIGKILL)
@@ -245,6 +277,7 @@ def test_client_that_hangs_up_in_its_answer_leaves_no_scratch(
 
 def test_nothing_is_left_after_twenty_runs_some_of_them_killed(service: Service, old: Path) -> None:
     assert_unharmed(service, old)
+    assert eventually(service.is_idle)
     before = open_files(service)
 
     for number in range(20):

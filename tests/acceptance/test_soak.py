@@ -103,7 +103,7 @@ def test_nothing_is_left_of_a_thousand_runs(service: Service, old: Path) -> None
     kinds = [*ends, *["default"] * (RUNS - len(ends))]
     random.Random(5).shuffle(kinds)
     send_all(service, old, [*["default"] * (WARM_UP_RUNS - 4), *EACH])
-    assert eventually(lambda: not service.runs() and not service.scratch_folders())
+    assert eventually(lambda: service.is_idle() and not service.scratch_folders())
     pids = (service.pid, service.fork_server())
     before = Holdings.of(service)
     bytes_before = [own_bytes(pid) for pid in pids]
