@@ -91,20 +91,25 @@ def read_sets(path: str | PathLike[str]) -> dict[str, MigrationSet]:
 
 
 def read_set(path: str | PathLike[str], name: str = DEFAULT_SET) -> MigrationSet:
-    """Read one of the folder's sets.
+    """Read one of the folder's sets, whatever is wrong with another one.
 
     Raises:
         UnknownSet: The folder has no such set.
+        And what `read_folder` raises.
     """
-    sets = read_sets(path)
-    if name not in sets:
-        raise UnknownSet(
-            f"There is no set {name!r}; there is: {', '.join(sets)}.",
-            path=Path(path),
-            name=name,
-            names=tuple(sets),
-        )
-    return sets[name]
+    folder = Path(path)
+    if name == DEFAULT_SET:
+        return read_folder(folder)
+    sub_folder = folder / name
+    if _SET_NAME.fullmatch(name) and sub_folder in sub_folders(folder, with_migrations=True):
+        return read_folder(sub_folder, set_name=name)
+    names = tuple(read_sets(folder))
+    raise UnknownSet(
+        f"There is no set {name!r}; there is: {', '.join(names)}.",
+        path=folder,
+        name=name,
+        names=names,
+    )
 
 
 def as_set(folder: str | PathLike[str] | MigrationSet, name: str = DEFAULT_SET) -> MigrationSet:

@@ -323,6 +323,18 @@ class TestSets:
 
         assert caught.value.names == ("default", "resnet")
 
+    def test_set_is_read_whatever_is_wrong_with_another_one(
+        self, write_folder: WriteFolder
+    ) -> None:
+        folder = write_folder(
+            {"1_x.py": HANDLE, "vit/1_y.py": HANDLE, "resnet/1_z.py": "def handle(:"}
+        )
+
+        assert names(read_set(folder)) == ["1_x"]
+        assert names(read_set(folder, "vit")) == ["1_y"]
+        with pytest.raises(InvalidMigrationFile):
+            read_set(folder, "resnet")
+
     def test_mounted_folder_whose_files_are_links_is_read_once(
         self, write_folder: WriteFolder
     ) -> None:
