@@ -14,6 +14,7 @@ instructions.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, MutableMapping, MutableSequence
 from typing import Any, NoReturn
 
@@ -53,6 +54,7 @@ class Recipe:
             `slot_names` belong to slots; "other": any other value, in `state`.
         items: What was appended to it (a list) or set in it (a dict), else None.
         setter: The function that sets the state (sixth item of `__reduce__`), mostly None.
+        place: A number that is higher for what was made later; a copy keeps it. It orders the members of a set.
     """
 
     __slots__ = (
@@ -61,6 +63,7 @@ class Recipe:
         "is_new",
         "items",
         "kwargs",
+        "place",
         "setter",
         "slot_names",
         "state",
@@ -79,6 +82,10 @@ class Recipe:
         self.slot_names: tuple[str, ...] | None = None
         self.items: Any = None
         self.setter: Any = None
+        self.place = next(_places)
+
+
+_places = itertools.count()
 
 
 def recipe(obj: ForeignObject) -> Recipe:
@@ -196,6 +203,7 @@ def _duplicate(
 ) -> ForeignObject:
     old = obj.__recipe__
     new = Recipe(old.function, (), None, is_new=old.is_new)
+    new.place = old.place
     twin: ForeignObject = object.__new__(type(obj))
     object.__setattr__(twin, "__recipe__", new)
     if memo is not None:

@@ -33,7 +33,9 @@ _ANSWERED = frozenset(
         *STORAGE_TYPES,
     )
 )
-_DTYPE = re.compile(r"torch\.(bool|bfloat16|(complex|float|int|uint|qint|quint|bits)\d+\w*)")
+_DTYPE = re.compile(
+    r"torch\.(bool|bfloat16|(complex|float|int|uint|qint|quint|bits)\d+(x\d+)?(_e\d+m\d+(fn|fnu|fnuz)?)?(_x\d+)?)"
+)
 
 
 def refuse_globals(contents: Contents, allowed: Sequence[str] | None) -> None:

@@ -22,6 +22,7 @@ from migrate_ckpt.foreign import (
     ForeignMapping,
     ForeignObject,
     ForeignSequence,
+    recipe,
 )
 from migrate_ckpt.formats.opcodes import (
     WRITTEN_TYPES,
@@ -208,10 +209,21 @@ def _reduce_class(classes: set[type], found: type) -> Any:
 
 
 def _reduce_set(reducer: TensorReducer, members: Any) -> tuple[Any, ...]:
-    """The members in the order of their own pickles, which is the same everywhere."""
-    return type(members), (
-        sorted(members, key=lambda member: _write_in_python(member, reducer, 2)),
-    )
+    """The members in an order that is the same everywhere."""
+    return type(members), (sorted(members, key=partial(_order_of, reducer)),)
+
+
+def _order_of(reducer: TensorReducer, member: Any) -> tuple[Any, ...]:
+    """What a member of a set is sorted by: its content, and an object, which may lead back to the set, by its place.
+
+    Of what can be hashed nothing else leads back: tuples and frozen sets are made after what they hold.
+    """
+    if isinstance(member, ForeignObject):
+        return 2, recipe(member).place
+    if type(member) in (tuple, frozenset):
+        parts = [_order_of(reducer, part) for part in member]
+        return 1, type(member).__name__, parts if type(member) is tuple else sorted(parts)
+    return 0, _write_in_python(member, reducer, 2)
 
 
 def _reduce_global(found: ForeignGlobal) -> Any:

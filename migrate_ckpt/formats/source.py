@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
 BLOCK_BYTES = 1 << 20
 
@@ -89,6 +89,10 @@ class FileSource:
 
     def __del__(self) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        # A copy would close the descriptor of the original, and then whatever is opened under its number.
+        raise TypeError("an open file is not copied")
 
     def __enter__(self) -> FileSource:
         return self

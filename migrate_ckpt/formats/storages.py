@@ -65,6 +65,13 @@ class StorageHandle:
     def __setstate__(self, state: object) -> NoReturn:
         raise UnsafePickle("the pickle sets a state on a storage")
 
+    def __copy__(self) -> StorageHandle:
+        # It says which bytes of a file are meant, and so does a copy: nobody can change them by way of a handle.
+        return self
+
+    def __deepcopy__(self, memo: object) -> StorageHandle:
+        return self
+
 
 def check_persistent_id(pid: object) -> tuple[ForeignGlobal, str, str, int]:
     """Type, key, device tag and number of elements of `("storage", type, key, location, numel)`.

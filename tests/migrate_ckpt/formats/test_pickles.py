@@ -291,6 +291,42 @@ def test_the_same_value_gives_the_same_bytes():
     assert write(pickled.value) == write(pickled.value)
 
 
+class Node:
+    """An object that is in sets, and may hold one."""
+
+
+def test_objects_of_a_set_are_written_in_the_order_in_which_they_were_read():
+    nodes = [Node() for _ in range(8)]
+    data = pickle.dumps(
+        {"order": nodes, "set": set(nodes), "pairs": {(node, 1) for node in nodes}}, 2
+    )
+
+    written = {write(read(data).value) for _ in range(10)}
+
+    assert len(written) == 1
+    again = pickle.loads(written.pop())
+    assert again["set"] == set(again["order"])
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_set_that_leads_back_to_itself_is_written(protocol):
+    parent, child = Node(), Node()
+    child.parent, parent.children = parent, {child}
+
+    again = pickle.loads(write(read(pickle.dumps({"child": child}, protocol)).value, protocol))
+
+    (same,) = again["child"].parent.children
+    assert same is again["child"]
+
+
+def test_sets_in_sets_are_written_in_a_time_that_does_not_double_with_each():
+    value = frozenset({1})
+    for _ in range(60):
+        value = frozenset({value})
+
+    assert pickle.loads(write(read(pickle.dumps({"set": value}, 2)).value)) == {"set": value}
+
+
 def test_what_cannot_be_pickled_is_named():
     with pytest.raises(UnwritableCheckpoint, match="lambda"):
         write({"f": lambda: None})

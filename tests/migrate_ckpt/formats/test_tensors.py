@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 from collections import OrderedDict
@@ -14,6 +15,7 @@ import torch
 from migrate_ckpt import UnreadableCheckpoint, UnsafePickle, read_checkpoint, write_checkpoint
 from migrate_ckpt.foreign import ForeignObject
 from migrate_ckpt.formats.mapped import MappedSource
+from migrate_ckpt.formats.source import FileSource
 from migrate_ckpt.formats.storages import StorageHandle
 
 DTYPES = [
@@ -329,3 +331,31 @@ def test_a_pickle_cannot_reach_the_methods_of_a_tensor(save):
 
     with pytest.raises(UnsafePickle):
         read_checkpoint(save({"t": Changed()}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_a_deep_copy_of_what_has_a_storage_is_written_with_the_bytes_of_the_file(save, tmp_path):
+    quantised = torch.quantize_per_tensor(torch.arange(64) * 0.05, 0.1, 0, torch.quint8)
+    source = save({"q": quantised, "storage": torch.arange(3.0).untyped_storage()})
+    ckpt = read_checkpoint(source)
+
+    copied = {"a": copy.deepcopy(ckpt), "b": ckpt}
+    # What a descriptor that was closed too early would be given to.
+    opened = [source.open("rb") for _ in range(8)]
+    write_checkpoint(copied, tmp_path / "new.ckpt")
+
+    again = load(tmp_path / "new.ckpt")
+    for part in again.values():
+        assert torch.equal(part["q"].int_repr(), quantised.int_repr())
+        assert bytes(part["storage"]) == bytes(torch.arange(3.0).untyped_storage())
+    for file in opened:
+        file.close()
+
+
+def test_an_open_file_is_not_copied(save):
+    with FileSource(save({})) as source:
+        for copied in (copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="open file"):
+                copied(source)
+
+        assert source.read(0, 2) == b"PK"
