@@ -41,14 +41,19 @@ _DTYPE = re.compile(
 def refuse_globals(contents: Contents, allowed: Sequence[str] | None) -> None:
     """Refuse contents that name anything but `allowed`: paths or patterns such as `argparse.Namespace`, `numpy.*`.
 
-    None allows everything.
+    None allows everything. What is reached through another global must be listed by its path: whoever loads the file
+    gets it by attributes, and by those of a module anything that the module has imported.
 
     Raises:
         RefusedGlobals: Names all that are not allowed.
     """
     if allowed is None:
         return
-    refused = tuple(path for path in contents.globals if not _is_allowed(path, allowed))
+    refused = tuple(
+        path
+        for path in contents.globals
+        if path not in allowed and (path in contents.nested or not _is_allowed(path, allowed))
+    )
     if refused:
         shown = ", ".join(refused[:10]) + (
             f" and {len(refused) - 10} more" if len(refused) > 10 else ""

@@ -35,6 +35,7 @@ class Contents:
         globals: The path of every global that the pickle names, in order of first use.
         calls: Every object that it makes by a call, or of a class, that is kept and not answered.
         hidden_calls: Calls whose results are thrown away again; they will not be written back.
+        nested: Of the globals those that are reached through another one, as `Outer.Inner` is.
     """
 
     value: Any
@@ -42,6 +43,7 @@ class Contents:
     globals: tuple[str, ...] = ()
     calls: list[ForeignObject] = field(default_factory=list)
     hidden_calls: list[ForeignObject] = field(default_factory=list)
+    nested: frozenset[str] = frozenset()
 
     @classmethod
     def joined(cls, value: Any, parts: Sequence[Contents]) -> Contents:
@@ -52,6 +54,7 @@ class Contents:
             tuple(dict.fromkeys(path for part in parts for path in part.globals)),
             [call for part in parts for call in part.calls],
             [call for part in parts for call in part.hidden_calls],
+            frozenset().union(*(part.nested for part in parts)),
         )
 
 

@@ -99,7 +99,8 @@ def _read(data: bytes, layouts: list[Layout], builder: TensorBuilder) -> Content
     load.finish()
     protocol = data[1] if data[:1] == b"\x80" else 0
     names = tuple(dict.fromkeys(f"{module}.{name}" for module, name in load.globals))
-    return Contents(value, max(2, protocol), names, load.nodes, load.hidden_calls)
+    nested = frozenset(f"{module}.{name}" for module, name in load.globals if "." in name)
+    return Contents(value, max(2, protocol), names, load.nodes, load.hidden_calls, nested)
 
 
 def _load(

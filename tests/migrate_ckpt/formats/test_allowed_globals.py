@@ -7,7 +7,8 @@ import pathlib
 import pytest
 import torch
 
-from migrate_ckpt import RefusedGlobals, migrate_file, plan_file, read_folder
+from migrate_ckpt import RefusedGlobals, migrate_file, plan_file, read_folder, write_checkpoint
+from migrate_ckpt.foreign import made_by
 from migrate_ckpt.formats.allowed_globals import read_allowed_globals
 
 
@@ -39,6 +40,32 @@ def test_what_is_not_on_the_list_is_refused_by_name(save, folder, tmp_path):
 
     assert refusal.value.globals == ("pathlib.PurePosixPath", "__builtin__.print")
     assert not (tmp_path / "new.ckpt").exists()
+
+
+class Outer:
+    class Inner:
+        """A class that is reached through another one."""
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_is_reached_through_another_name_must_be_listed_by_its_path(
+    save, folder, tmp_path, protocol
+):
+    path = save({"x": Outer.Inner()}, pickle_protocol=protocol)
+    listed = [f"{__name__}.Outer.Inner", f"{__name__}.Outer", "*.getattr"]
+
+    with pytest.raises(RefusedGlobals, match=r"Outer\.Inner"):
+        migrate_file(path, tmp_path / "new.ckpt", folder=folder, allowed_globals=["*"])
+    migrate_file(path, tmp_path / "new.ckpt", folder=folder, allowed_globals=listed)
+
+
+@pytest.mark.parametrize("name", ["int8evil", "float8_e4m3fn_evil", "boolean"])
+def test_what_begins_like_a_dtype_is_none(save, folder, tmp_path, name):
+    made = made_by(f"torch.{name}", is_new=False)
+    write_checkpoint({"x": made}, tmp_path / "old.ckpt")
+
+    with pytest.raises(RefusedGlobals, match=name):
+        plan_file(tmp_path / "old.ckpt", read_folder(folder), allowed_globals=())
 
 
 def test_a_plan_refuses_the_same(save, folder):
