@@ -4,21 +4,26 @@ A pickle builds such an object by instructions: call this, set that state, appen
 those instructions, its recipe, in a shape that a migration can work with as with the real thing:
 
 * with a state of names and values it answers attribute get, set and delete, and `vars()`;
-* built with items it answers as a mapping or as a sequence;
+* built with items it answers as a mapping or as a sequence (`migrate_ckpt.foreign_kinds`);
 * `obj.__class__` names the class that the file names, with `__module__` and `__qualname__`.
 
-Whatever else is asked of it is a `ForeignObjectError`, never a wrong answer. It is written back as the same
-instructions.
+Whatever else is asked of it is a `ForeignObjectError`. It is written back as the same instructions.
+
+What it answers is what the file says. What its class adds to that, only the class could tell: attributes of the class,
+properties, and what a `__setstate__` or `__setattr__` of its own makes of a name.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, MutableMapping, MutableSequence
 from typing import Any, NoReturn
 
 from .errors import ForeignObjectError
+
+CONTAINER_METHODS = frozenset(
+    name for name in (*dir(dict), *dir(list)) if not name.startswith("__")
+)
 
 _class_slot = object.__dict__["__class__"]
 
@@ -52,6 +57,9 @@ class Recipe:
         is_new: Whether `function` is instantiated through `__new__` (opcode NEWOBJ), not called (REDUCE).
         state_kind: None; "dict": the state is the object's `__dict__`; "slots": so it is, and the names in
             `slot_names` belong to slots; "other": any other value, in `state`.
+        state: Of the kind "other" the state. Of the kinds "dict" and "slots" the very state that was read, where
+            something else in the file refers to it or it says more than the attributes; it is what is written as long
+            as the attributes are what they were. Mostly None.
         items: What was appended to it (a list) or set in it (a dict), else None.
         setter: The function that sets the state (sixth item of `__reduce__`), mostly None.
         place: A number that is higher for what was made later; a copy keeps it. It orders the members of a set.
@@ -84,6 +92,13 @@ class Recipe:
         self.setter: Any = None
         self.place = next(_places)
 
+    @property
+    def has_names(self) -> bool:
+        """Whether the state is all that is told of it: attributes, or none at all."""
+        if self.state_kind is None:
+            return self.is_new and not (self.args or self.kwargs or self.items)
+        return self.state_kind in ("dict", "slots")
+
 
 _places = itertools.count()
 
@@ -115,12 +130,17 @@ def _describe(obj: ForeignObject) -> str:
     return f"a call of what {_describe(function)} gave"
 
 
+def cannot_answer(obj: ForeignObject, question: str) -> ForeignObjectError:
+    """The error for what only the class of an object could answer."""
+    return ForeignObjectError(
+        f"{_describe(obj)} is a foreign object, kept without importing its class: it cannot answer {question}. "
+        "Edit its attributes, items or recipe, replace it, or drop it"
+    )
+
+
 def _unanswerable(question: str) -> Any:
     def refuse(self: ForeignObject, *args: Any) -> NoReturn:
-        raise ForeignObjectError(
-            f"{_describe(self)} is a foreign object, kept without importing its class: it cannot answer {question}. "
-            "Edit its attributes, items or recipe, replace it, or drop it"
-        )
+        raise cannot_answer(self, question)
 
     return refuse
 
@@ -145,16 +165,26 @@ class ForeignObject(Recorded):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        if self.__recipe__.state_kind in ("dict", "slots"):
-            raise AttributeError(
-                f"the foreign {_describe(self)} holds no attribute {name!r}; it holds {sorted(vars(self))}"
-            )
-        _unanswerable(f"for its attribute {name!r}")(self)
+        if not self.__recipe__.has_names or name in self._methods():
+            raise cannot_answer(self, f"for its attribute {name!r}")
+        raise AttributeError(
+            f"the foreign {_describe(self)} holds no attribute {name!r}; it holds {sorted(vars(self))}"
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self.__recipe__.state_kind == "other":
-            _unanswerable(f"the setting of {name!r}")(self)
+        if not self.__recipe__.has_names:
+            raise cannot_answer(self, f"the setting of {name!r}")
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name not in vars(self):
+            self.__getattr__(name)
+        object.__delattr__(self, name)
+
+    def _methods(self) -> frozenset[str]:
+        """Names that its class has without a doubt, or may have."""
+        # An object without a state may be a dict or a list that is empty.
+        return CONTAINER_METHODS if self.__recipe__.state_kind is None else frozenset()
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -184,6 +214,8 @@ class ForeignObject(Recorded):
     __iter__ = _unanswerable("for its items")
     __len__ = _unanswerable("len()")
     __getitem__ = _unanswerable("for an item")
+    __setitem__ = _unanswerable("the setting of an item")
+    __delitem__ = _unanswerable("the deletion of an item")
     __contains__ = _unanswerable("`in`")
     __lt__ = _unanswerable("<")
     __gt__ = _unanswerable(">")
@@ -214,61 +246,6 @@ def _duplicate(
     new.items = copied(copy.copy(old.items))
     vars(twin).update(copied(dict(vars(obj))))
     return twin
-
-
-class ForeignMapping(ForeignObject, MutableMapping[Any, Any]):
-    """A foreign object that was built with keys and values, such as a `defaultdict`."""
-
-    __slots__ = ()
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.__recipe__.items[key]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.__recipe__.items[key] = value
-
-    def __delitem__(self, key: Any) -> None:
-        del self.__recipe__.items[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.__recipe__.items)
-
-    def __len__(self) -> int:
-        return len(self.__recipe__.items)
-
-    def __bool__(self) -> bool:
-        return bool(self.__recipe__.items)
-
-    __contains__ = MutableMapping.__contains__
-    __eq__ = ForeignObject.__eq__
-    __hash__ = ForeignObject.__hash__
-
-
-class ForeignSequence(ForeignObject, MutableSequence[Any]):
-    """A foreign object that was built with items in order, such as a `deque`."""
-
-    __slots__ = ()
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.__recipe__.items[index]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.__recipe__.items[index] = value
-
-    def __delitem__(self, index: Any) -> None:
-        del self.__recipe__.items[index]
-
-    def __len__(self) -> int:
-        return len(self.__recipe__.items)
-
-    def __bool__(self) -> bool:
-        return bool(self.__recipe__.items)
-
-    __contains__ = MutableSequence.__contains__
-    __iter__ = MutableSequence.__iter__
-
-    def insert(self, index: int, value: Any) -> None:
-        self.__recipe__.items.insert(index, value)
 
 
 def become(obj: Recorded, cls: type[ForeignObject]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path
+from migrate_ckpt.foreign_kinds import ForeignSequence
 
 MAX_ENTRIES = 100_000
 MAX_DEPTH = 32
@@ -131,8 +132,8 @@ def _children(value: object) -> list[tuple[str, Any]]:
     )
     if isinstance(value, Mapping):
         return [(_text(key), child) for key, child in value.items()] + attributes
-    if type(value) in (list, tuple):
-        return [(str(index), child) for index, child in enumerate(value)]  # type: ignore[arg-type,var-annotated]
+    if type(value) in (list, tuple) or isinstance(value, ForeignSequence):
+        return [(str(index), child) for index, child in enumerate(value)] + attributes  # type: ignore[arg-type,var-annotated]
     return attributes
 
 

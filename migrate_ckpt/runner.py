@@ -260,8 +260,9 @@ def _apply(
     if result is None:
         raise _BadResult("it returned nothing. End it with `return ckpt`.")
     if not isinstance(result, MutableMapping):
+        # Of a foreign object this is the class that the file names.
         raise _BadResult(
-            f"it returned a {type(result).__name__}, and a checkpoint is a mutable mapping."
+            f"it returned a {result.__class__.__qualname__}, and a checkpoint is a mutable mapping."
         )
     return result, None if following is None else following.finish(result)
 

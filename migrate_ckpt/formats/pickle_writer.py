@@ -19,11 +19,10 @@ from typing import Any, Protocol
 from migrate_ckpt.errors import UnwritableCheckpoint
 from migrate_ckpt.foreign import (
     ForeignGlobal,
-    ForeignMapping,
     ForeignObject,
-    ForeignSequence,
     recipe,
 )
+from migrate_ckpt.foreign_kinds import KINDS
 from migrate_ckpt.formats.opcodes import (
     WRITTEN_TYPES,
     PlainTensor,
@@ -133,9 +132,7 @@ class _Reduces:
         self._reducer = reducer
         self._reducers: dict[type, Callable[[Any], Any]] = {
             ForeignGlobal: _reduce_global,
-            ForeignObject: _reduce,
-            ForeignMapping: _reduce,
-            ForeignSequence: _reduce,
+            **dict.fromkeys(KINDS, _reduce),
             StorageHandle: reducer.written_as,
             types.FunctionType: _refuse_unimportable,
             type: _refuse_unimportable,
@@ -250,10 +247,20 @@ def _state(obj: ForeignObject) -> Any:
     if made.state_kind == "slots":
         slots = {name: attributes[name] for name in made.slot_names or () if name in attributes}
         plain = {name: value for name, value in attributes.items() if name not in slots}
-        return (plain or None, slots)
+        is_as_read = made.state is not None and all(map(_is_same, made.state, (plain, slots)))
+        return made.state if is_as_read else (plain or None, slots)
     if made.state_kind == "dict" or attributes:
-        return attributes
+        is_as_read = made.state is not None and _is_same(made.state, attributes)
+        return made.state if is_as_read else attributes
     return made.state
+
+
+def _is_same(read: dict[str, Any] | None, held: dict[str, Any]) -> bool:
+    """Whether these are the very attributes that were read, in their order."""
+    pairs = zip((read or {}).items(), held.items(), strict=False)
+    return len(read or {}) == len(held) and all(
+        one == other and was is value for (one, was), (other, value) in pairs
+    )
 
 
 def _refuse_unimportable(obj: Any) -> Any:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from migrate_ckpt.errors import TooLarge, UnsafePickle
 from migrate_ckpt.foreign import (
     ForeignGlobal,
-    ForeignMapping,
     ForeignObject,
-    ForeignSequence,
     Recipe,
     Recorded,
     become,
 )
+from migrate_ckpt.foreign_kinds import kind_of
 from migrate_ckpt.formats.keys import KeyCheck
 from migrate_ckpt.formats.plain_values import NOT_FOLDED, Fold, plain_folds
 
@@ -223,19 +222,24 @@ def _stop_recording(found: ForeignGlobal) -> None:
 def _become_foreign(node: Any) -> None:
     made = node.__recipe__
     attributes = _attributes_of(made)
-    become(node, _KINDS[type(made.items)])
+    become(node, kind_of(made))
     if attributes is not None:
         vars(node).update(attributes)
-        made.state = None
 
 
 def _attributes_of(made: Recipe) -> dict[str, Any] | None:
-    """The state as attributes, where it is a dict by name or such a dict beside one for slots."""
+    """The state as attributes, where it is a dict by name or such a dict beside one for slots.
+
+    It is let go of, unless something else in the file refers to it or the attributes do not say all of it.
+    """
     state = made.state
     if made.state_kind is None or made.setter is not None:
         return None
+    # References: of the recipe, of `state`, of the argument of getrefcount.
+    is_shared = sys.getrefcount(state) > 3
     if _is_names(state):
         made.state_kind = "dict"
+        made.state = state if is_shared else None
         return state  # type: ignore[no-any-return]
     if (
         type(state) is tuple
@@ -243,19 +247,16 @@ def _attributes_of(made: Recipe) -> dict[str, Any] | None:
         and (state[0] is None or _is_names(state[0]))
         and _is_names(state[1])
     ):
-        plain = state[0] or {}
-        if not plain.keys() & state[1].keys():
-            made.state_kind, made.slot_names = "slots", tuple(state[1])
-            return {**plain, **state[1]}
+        plain, slots = state
+        if plain is None or not plain.keys() & slots.keys():
+            # References of the two: of the tuple, of the name, of the argument.
+            is_shared |= sys.getrefcount(slots) > 3
+            is_shared |= plain is not None and (not plain or sys.getrefcount(plain) > 3)
+            made.state_kind, made.slot_names = "slots", tuple(slots)
+            made.state = state if is_shared else None
+            return {**(plain or {}), **slots}
     return None
 
 
 def _is_names(value: object) -> bool:
     return type(value) is dict and all(type(name) is str for name in value)
-
-
-_KINDS: dict[type, type[ForeignObject]] = {
-    type(None): ForeignObject,
-    dict: ForeignMapping,
-    list: ForeignSequence,
-}

@@ -13,14 +13,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from migrate_ckpt.errors import NotInvertible, OperationError
-from migrate_ckpt.foreign import (
-    ForeignGlobal,
-    ForeignMapping,
-    ForeignObject,
-    ForeignSequence,
-    global_path,
-    recipe,
-)
+from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path, recipe
+from migrate_ckpt.foreign_kinds import ForeignMapping, ForeignSequence
 from migrate_ckpt.migration import CkptType
 from migrate_ckpt.operations.items import is_config
 from migrate_ckpt.operations.numpy_values import UNKNOWN, plain_numpy

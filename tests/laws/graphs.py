@@ -43,6 +43,27 @@ class Row(list):  # type: ignore[type-arg]
     """A list with attributes."""
 
 
+class Keeper:
+    """An object that keeps the very state that it is given."""
+
+    def __init__(self, state: Any) -> None:
+        self.kept = state
+
+    def __getstate__(self) -> Any:
+        return self.kept
+
+    def __setstate__(self, state: Any) -> None:
+        self.kept = state
+
+
+class Member:
+    """An object for a set, with its number among the members."""
+
+    def __init__(self, number: int, value: Any) -> None:
+        self.number = number
+        self.value = value
+
+
 class WithArguments:
     """What is made again by a call with arguments, a state and items."""
 
@@ -90,6 +111,19 @@ def _with_arguments(value: Any) -> WithArguments:
     return made
 
 
+def _keepers(value: Any) -> list[Any]:
+    """Objects that share a state, or a part of one, which the value may lead back to."""
+    state, slots = {"key": value}, {"slot": value}
+    made = [Keeper(state), Keeper((state, slots)), state, Keeper(state), Keeper((None, slots))]
+    return [*made, Keeper(({}, {"slot": value}))]
+
+
+def _members(value: Any) -> list[Any]:
+    # A set, too, cannot be led back to.
+    members = [Member(number, value if _is_value(value) else "x") for number in range(3)]
+    return [members[1], set(members), frozenset(members[:2]), value]
+
+
 WRAPPERS: list[Callable[[Any], Any]] = [
     lambda value: [value],
     lambda value: [value, value],
@@ -106,6 +140,8 @@ WRAPPERS: list[Callable[[Any], Any]] = [
     _row,
     _default,
     _with_arguments,
+    _keepers,
+    _members,
     lambda value: functools.partial(print, value, end=value),
 ]
 
@@ -213,6 +249,8 @@ def _is_value(value: Any) -> bool:
     """Whether it is compared by value: it holds nothing, or nothing that could be shared."""
     if type(value) is tuple:
         return not value
+    if type(value) in (set, frozenset):
+        return not any(isinstance(member, Member) for member in value)
     return type(value) in _VALUES or value is ... or isinstance(value, enum.Enum)
 
 
@@ -230,6 +268,8 @@ def _parts(value: Any) -> list[Any]:
         return _tensor_parts(value)
     if type(value) in (list, tuple):
         return list(value)
+    if type(value) in (set, frozenset):
+        return sorted(value, key=lambda member: member.number)
     if type(value) is dict:
         return [part for pair in value.items() for part in pair]
     _, args, state, items, pairs, *_ = (*value.__reduce_ex__(2), None, None, None)

@@ -38,8 +38,11 @@ class _Oracle(_Pickler):  # type: ignore[misc]
 
 def _reduced(obj: ForeignObject) -> tuple[Any, ...]:
     made = recipe(obj)
+    # What was read is not changed here, so that a state that was kept is still the true one.
     state: Any = made.state
-    if made.state_kind == "dict":
+    if state is not None:
+        pass
+    elif made.state_kind == "dict":
         state = vars(obj)
     elif made.state_kind == "slots":
         names = made.slot_names or ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import os
 import pickle
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from migrate_ckpt import read_checkpoint, write_checkpoint
 from migrate_ckpt.formats.shadow import check_pickle
 from tests.laws import oracle
-from tests.laws.graphs import LEAVES, difference, graphs
+from tests.laws.graphs import LEAVES, Keeper, Member, difference, graphs
 from tests.migrate_ckpt.formats.test_pickles import read, write
 
 # How many graphs each law is tried on; set it higher for a longer search.
@@ -107,6 +108,22 @@ def test_tensors_come_back_with_their_bits_and_ties(graph: Any, protocol: int) -
     assert difference(again, torch.load(saved, weights_only=False)) == ""
 
 
+@settings(tried_often, max_examples=max(EXAMPLES // 2, 1))
+@given(graphs(LEAVES | tensors()), PROTOCOLS)
+def test_a_deep_copy_of_what_was_read_is_written_as_the_original(graph: Any, protocol: int) -> None:
+    saved = io.BytesIO()
+    torch.save(graph, saved, pickle_protocol=protocol)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "a.pt", Path(folder) / "b.pt"
+        source.write_bytes(saved.getvalue())
+        write_checkpoint(copy.deepcopy(read_checkpoint(source)), target)
+        again = torch.load(target, weights_only=False)
+
+    saved.seek(0)
+    assert difference(again, copy.deepcopy(torch.load(saved, weights_only=False))) == ""
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -117,6 +134,8 @@ def test_tensors_come_back_with_their_bits_and_ties(graph: Any, protocol: int) -
         ([SHARED, [1]], [SHARED, SHARED]),
         (argparse.Namespace(a=[1]), argparse.Namespace(a=[2])),
         (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+        ({Member(0, SHARED)}, {Member(0, [2])}),
+        ([Keeper(SHARED), SHARED], [Keeper(SHARED), [1]]),
         (WEIGHTS[:2], WEIGHTS[:2].clone()),
         ([WEIGHTS, WEIGHTS[1:]], [WEIGHTS, WEIGHTS.clone()[1:]]),
     ],

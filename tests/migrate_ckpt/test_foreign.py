@@ -4,6 +4,7 @@ import argparse
 import collections
 import copy
 import pathlib
+import types
 
 import numpy
 import pytest
@@ -24,8 +25,8 @@ def foreign(tmp_path):
     """Give the foreign object that a value becomes, and a way back to the real one."""
     path = tmp_path / "value.ckpt"
 
-    def make(value):
-        torch.save({"value": value}, path)
+    def make(value, protocol=2):
+        torch.save({"value": value}, path, pickle_protocol=protocol)
         return read_checkpoint(path)["value"]
 
     return make
@@ -40,6 +41,43 @@ def real(tmp_path):
     return make
 
 
+class Table(dict):
+    """A dict with attributes."""
+
+
+class Row(list):
+    """A list with attributes."""
+
+
+class Slotted:
+    __slots__ = ("left", "right")
+
+    def __eq__(self, other):
+        return self.left == other.left
+
+
+class SlottedBeside(Slotted):
+    """One that has attributes beside its slots, mostly none."""
+
+
+def a_table(**attributes):
+    made = Table(a=1, b=[2])
+    vars(made).update(attributes)
+    return made
+
+
+def a_row(**attributes):
+    made = Row([1, 2])
+    vars(made).update(attributes)
+    return made
+
+
+def slotted(kind):
+    made = kind()
+    made.left, made.right = 1, 2
+    return made
+
+
 def edit_namespace(args):
     args.learning_rate = args.lr
     del args.lr
@@ -47,10 +85,67 @@ def edit_namespace(args):
     return args
 
 
-def edit_defaultdict(table):
+def ask_namespace(args):
+    found = ["lr" in args, hasattr(args, "lr"), getattr(args, "lr", 7), bool(args), args == args]
+    args.known = [*found, args == None, args == 3, args != copy.copy(args), "known" in args]  # noqa: E711
+    return args
+
+
+def edit_mapping(table):
     table["b"] = [*table.pop("a"), 2]
     table.setdefault("c", []).append(len(table))
     table["keys"] = [key for key in table if key in table]
+    table["none"] = table.get("x"), table.get("x", 1), table.pop("x", 2), list(reversed(table))
+    table["last"] = table.popitem()
+    table.update(d=4)
+    return table
+
+
+def edit_table(table):
+    table["c"] = table["a"], len(table), "a" in table, "x" in table, table.get("a"), sorted(table)
+    del table["a"]
+    return table
+
+
+def edit_attribute(table):
+    table.unit = [*table.unit, "kg"]
+    del table.scale
+    table.known = hasattr(table, "scale"), hasattr(table, "unit")
+    return table
+
+
+def edit_attribute_of_mapping(table):
+    table.unit = [*table.unit, "kg"]
+    del table.scale
+    table["known"] = hasattr(table, "scale"), hasattr(table, "unit")
+    return table
+
+
+def miss_default(table):
+    table["seen"].append(1)
+    table["asked"] = table.get("never"), "never" in table, len(table)
+    try:
+        table.pop("never")
+    except KeyError:
+        table["refused"] = True
+    return table
+
+
+def count_default(table):
+    table["a"] += 1
+    return table
+
+
+def count_text(table):
+    table["a"] += "x"
+    return table
+
+
+def miss_nothing(table):
+    try:
+        table["missing"]
+    except KeyError as error:
+        table["error"] = error.args
     return table
 
 
@@ -63,23 +158,214 @@ def edit_deque(items):
     return items
 
 
+def edit_ends(items):
+    items.appendleft("first")
+    items.extendleft("ab")
+    items.rotate(2)
+    items.rotate(-3)
+    taken = items.pop(), items.popleft(), items.maxlen, len(items), bool(items)
+    items.append(taken)
+    items.insert(0, "in")
+    items.remove("in")
+    return items
+
+
+def overflow(items):
+    for i in range(5):
+        items.append(i)
+    items.appendleft("x")
+    try:
+        items.insert(1, "y")
+    except IndexError as error:
+        items.append(str(error))
+    return items
+
+
+def slice_deque(items):
+    try:
+        items[0:1]
+    except TypeError as error:
+        items.append(str(error))
+    return items
+
+
+def fill(items):
+    items.append(len(items))
+    return items
+
+
+def edit_row(row):
+    row.append(row[0:1])
+    row += [len(row), row.index(2), 2 in row, row.count(1)]
+    row.insert(0, row.pop())
+    return row
+
+
+def edit_slots(made):
+    made.left = made.right + 1
+    del made.right
+    return made
+
+
+# What was saved, and a migration of it.
 EDITS = {
     "namespace": (argparse.Namespace(lr=0.1, epochs=3), edit_namespace),
-    "defaultdict": (collections.defaultdict(list, {"a": [1]}), edit_defaultdict),
+    "namespace asked": (argparse.Namespace(lr=0.1), ask_namespace),
+    "empty namespace": (argparse.Namespace(), ask_namespace),
+    "simple namespace": (types.SimpleNamespace(lr=0.1, epochs=3), edit_namespace),
+    "defaultdict": (collections.defaultdict(list, {"a": [1]}), edit_mapping),
+    "defaultdict, missing": (collections.defaultdict(list, {"a": [1]}), miss_default),
+    "defaultdict, empty": (collections.defaultdict(list), miss_default),
+    "defaultdict of int": (collections.defaultdict(int), count_default),
+    "defaultdict of str": (collections.defaultdict(str), count_text),
+    "defaultdict of OrderedDict": (
+        collections.defaultdict(collections.OrderedDict),
+        lambda table: table["a"].update(b=1) or table,
+    ),
+    "defaultdict without a factory": (collections.defaultdict(None, a=1), miss_nothing),
+    "dict subclass": (a_table(), edit_table),
+    "dict subclass with attributes": (a_table(unit=["m"], scale=2), edit_attribute_of_mapping),
+    "list subclass": (a_row(), edit_row),
+    "list subclass with attributes": (a_row(unit=["m"], scale=2), edit_attribute),
     "deque": (collections.deque([1, 2, 3]), edit_deque),
+    "deque, ends": (collections.deque([1, 2, 3]), edit_ends),
+    "deque, slice": (collections.deque([1, 2, 3]), slice_deque),
+    "deque, full": (collections.deque([1, 2, 3], maxlen=4), overflow),
+    "deque of none": (collections.deque(maxlen=0), fill),
+    "deque, empty": (collections.deque(maxlen=2), overflow),
+    "slots": (slotted(Slotted), edit_slots),
+    "slots and attributes": (slotted(SlottedBeside), edit_slots),
 }
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(("value", "edit"), EDITS.values(), ids=EDITS.keys())
 def test_one_edit_gives_the_same_on_the_real_object_and_on_the_foreign_one(
-    foreign, real, value, edit
+    foreign, real, value, edit, protocol
 ):
-    edited_foreign = real(edit(foreign(value)))
+    edited_foreign = real(edit(foreign(value, protocol)))
 
-    edited_real = edit(value)
+    edited_real = edit(copy.deepcopy(value))
 
     assert edited_foreign == edited_real
     assert type(edited_foreign) is type(edited_real)
+    assert getattr(edited_foreign, "__dict__", 0) == getattr(edited_real, "__dict__", 0)
+
+
+class Odd(dict):
+    """A dict whose attributes are its items."""
+
+    __setattr__ = dict.__setitem__
+    __getattr__ = dict.__getitem__
+
+
+class Mirrored(dict):
+    """A dict that keeps each item as an attribute, too."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        super().__setitem__(name, value)
+
+    __setitem__ = __setattr__
+
+
+def mirrored():
+    made = Mirrored()
+    made.lr = 1
+    return made
+
+
+# What only the class knows.
+UNKNOWN = {
+    "an attribute that may be an item": (Odd(lr=1), lambda odd: setattr(odd, "lr", 2)),
+    "the reading of one": (Odd(lr=1), lambda odd: odd.lr),
+    "an item that is an attribute, too": (mirrored(), lambda both: both.__setitem__("lr", 2)),
+    "and the attribute": (mirrored(), lambda both: setattr(both, "lr", 2)),
+    "a missing one of a factory of its own": (
+        collections.defaultdict(pathlib.PurePosixPath, a=1),
+        lambda table: table["b"],
+    ),
+    "a method of a dict": (a_table(), lambda table: table.copy()),
+    "one, asked for": (a_table(unit=1), lambda table: hasattr(table, "copy")),
+    "a method of a list": (a_row(), lambda row: row.sort()),
+    "whether what is empty is a dict": (Table(), lambda table: table.get("a")),
+    "the setting of an item of it": (Table(), lambda table: table.__setitem__("a", 1)),
+    "the deletion of one": (Table(), lambda table: table.__delitem__("a")),
+    "the setting of an attribute of a path": (
+        pathlib.PurePosixPath("a"),
+        lambda path: setattr(path, "name", "b"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "ask"), UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_what_only_the_class_knows_is_an_error_and_no_guess(foreign, value, ask):
+    with pytest.raises(ForeignObjectError, match="kept without importing its class"):
+        ask(foreign(value))
+
+
+def test_a_deque_takes_no_attributes(foreign):
+    with pytest.raises(AttributeError, match="no attribute 'unit'"):
+        foreign(collections.deque()).unit = 1
+
+
+class Keeper:
+    """An object that keeps the very state that it is given."""
+
+    def __init__(self, state):
+        self.kept = state
+
+    def __getstate__(self):
+        return self.kept
+
+    def __setstate__(self, state):
+        self.kept = state
+
+
+def test_a_state_that_several_refer_to_stays_one(foreign, real):
+    state = {"a": [1]}
+    state["me"] = state
+
+    one, other, plain = real(foreign([Keeper(state), Keeper(state), state]))
+
+    assert one.kept is other.kept is plain
+    assert plain["me"] is plain
+
+
+def test_an_edit_of_a_shared_state_is_of_that_object_alone(foreign, real):
+    state = {"a": [1], "b": 2}
+    objects = foreign([Keeper(state), Keeper(state)])
+
+    objects[0].b = 3
+
+    one, other = real(objects)
+    assert (one.kept["b"], other.kept["b"]) == (3, 2)
+    assert one.kept["a"] is other.kept["a"]
+
+
+@pytest.mark.parametrize("state", [({}, {"b": 1}), (None, {"b": 1}), ({"a": 1}, {"b": 1}), {}])
+def test_a_state_of_slots_comes_back_as_it_was(foreign, real, state):
+    assert real(foreign(Keeper(state))).kept == state
+
+
+def test_slots_that_several_refer_to_stay_one(foreign, real):
+    plain, slots = {"a": 1}, {"b": 1}
+    both = plain, slots
+
+    one, other, third = real(foreign([Keeper(both), Keeper(both), Keeper((plain, slots))]))
+
+    assert one.kept is other.kept
+    assert one.kept is not third.kept
+    assert one.kept[0] is third.kept[0]
+    assert one.kept[1] is third.kept[1]
+
+
+def test_a_deep_copy_keeps_a_shared_state(foreign, real):
+    state = {"a": [1]}
+
+    one, other = real(copy.deepcopy(foreign([Keeper(state), Keeper(state)])))
+
+    assert one.kept is other.kept
 
 
 def test_the_class_is_named_without_being_imported(foreign):

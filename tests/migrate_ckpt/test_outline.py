@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 
 import torch
 
@@ -31,6 +32,23 @@ def test_tensors_have_dtype_and_shape_and_leaves_a_text(tmp_path):
         },
         {"path": ["epoch"], "kind": "int", "text": "3"},
         {"path": ["args", "lr"], "kind": "float", "text": "0.1"},
+    ]
+
+
+def test_items_of_foreign_objects_are_entries(tmp_path):
+    value = {
+        "kept": collections.deque([torch.ones(2)]),
+        "by": collections.defaultdict(list, {"a": [1]}),
+        "empty": collections.deque(),
+    }
+
+    found = inspected(tmp_path, value)["outline"]
+
+    shown = [(*entry["path"], entry.get("shape") or entry["text"]) for entry in found]
+    assert shown == [
+        ("kept", "0", [2]),
+        ("by", "a", "0", "1"),
+        ("empty", "<foreign collections.deque; 0 items>"),
     ]
 
 

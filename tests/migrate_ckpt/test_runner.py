@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from migrate_ckpt.errors import InvalidHistory, MigrationFailed
+from migrate_ckpt.foreign import made_by
 from migrate_ckpt.history import (
     History,
     Record,
@@ -295,8 +296,12 @@ class TestFailure:
 
     @pytest.mark.parametrize(
         ("value", "kind"),
-        [([], "list"), (MappingProxyType({}), "mappingproxy")],
-        ids=["a list", "an immutable mapping"],
+        [
+            ([], "list"),
+            (MappingProxyType({}), "mappingproxy"),
+            (made_by("models.net.Net", is_new=True), "Net"),
+        ],
+        ids=["a list", "an immutable mapping", "a foreign object"],
     )
     def test_handle_that_returns_no_checkpoint_is_a_failure_that_says_so(
         self, value: Any, kind: str
