@@ -9,7 +9,10 @@ from migrate_ckpt.errors import UnreadableCheckpoint, UnsafePickle
 from migrate_ckpt.foreign import ForeignGlobal, global_path
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from migrate_ckpt.formats.container import Container
+    from migrate_ckpt.formats.twins import Twins
 
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 1 << 47
@@ -35,6 +38,9 @@ STORAGE_TYPES: dict[str, tuple[str, int]] = {
     "torch.QUInt2x4Storage": ("quint2x4", 1),
     "torch.storage.UntypedStorage": ("uint8", 1),
 }
+
+TWINS = "migrate_ckpt.twins"
+"""Where the memo of a deep copy keeps the twins that it makes of storages, if it makes any."""
 
 QUANTISED = ("quint8", "qint8", "qint32", "quint4x2", "quint2x4")
 
@@ -69,8 +75,9 @@ class StorageHandle:
         # It says which bytes of a file are meant, and so does a copy: nobody can change them by way of a handle.
         return self
 
-    def __deepcopy__(self, memo: object) -> StorageHandle:
-        return self
+    def __deepcopy__(self, memo: Mapping[Any, Any]) -> StorageHandle:
+        twins: Twins | None = memo.get(TWINS)
+        return self if twins is None else twins.handle(self)
 
 
 def check_persistent_id(pid: object) -> tuple[ForeignGlobal, str, str, int]:

@@ -100,7 +100,7 @@ class MappedTensors:
             tensor = self._mapped(handle, dtype, layout.numel)
             self._keep_storage(handle, tensor.untyped_storage())
         else:
-            storage = self._real_storage(handle)
+            storage = self.mapped_storage(handle)
             tensor = torch.empty(0, dtype=dtype, device=storage.device)
             tensor.set_(storage, layout.offset, layout.size, layout.stride)
         if layout.requires_grad:
@@ -156,7 +156,7 @@ class MappedTensors:
             return NOT_FOLDED
         size = tuple(size) if type(size) is torch.Size else size
         check_layout(handle.numel * handle.itemsize // dtype.itemsize, offset, size, stride)
-        storage = self._real_storage(handle)
+        storage = self.mapped_storage(handle)
         tensor = torch.empty(0, dtype=dtype, device=storage.device)
         tensor.set_(storage, offset, size, stride)  # type: ignore[call-overload]
         tensor.requires_grad_(requires_grad)
@@ -187,7 +187,7 @@ class MappedTensors:
         self._storage_types.add(storage_type)
         return handle
 
-    def _real_storage(self, handle: StorageHandle) -> torch.UntypedStorage:
+    def mapped_storage(self, handle: StorageHandle) -> torch.UntypedStorage:
         storage = self._storages.get(handle.key)
         if storage is None:
             size = self._container.storages[handle.key].size

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections import OrderedDict
 
 import numpy
 import pytest
 import torch
 
-from migrate_ckpt import Migration, migrate_ckpt
+from migrate_ckpt import Migration, migrate_ckpt, read_checkpoint, write_checkpoint
 from migrate_ckpt.copying import copy_sharing_storages
 
 WRITES = {
@@ -93,6 +94,72 @@ def test_everything_else_is_a_deep_copy():
     assert twin["graded"].requires_grad
 
 
+def test_a_parameter_keeps_its_gradient_and_attributes():
+    weight = torch.nn.Parameter(torch.ones(3), requires_grad=True)
+    weight.grad = torch.full((3,), 2.0)
+    weight.note = ["mine"]
+    weight.me = weight
+    module = torch.nn.Linear(2, 2)
+    module.weight.tag = module.bias
+
+    twin = copy_sharing_storages({"weight": weight, "module": module})
+
+    copied = twin["weight"]
+    copied.note.append("too")
+    copied.grad.zero_()
+    assert type(copied) is torch.nn.Parameter
+    assert copied.me is copied
+    assert weight.note == ["mine"]
+    assert weight.grad.tolist() == [2.0, 2.0, 2.0]
+    assert twin["module"].weight.tag is twin["module"].bias
+
+
+def test_a_tensor_may_hold_itself():
+    tensor = torch.ones(2)
+    tensor.me = [tensor]
+
+    twin = copy_sharing_storages(tensor)
+
+    assert twin.me[0] is twin
+
+
+VIEWS = {
+    "conjugate": lambda base: base.conj(),
+    "negative": lambda base: base.conj().imag,
+    "real part": lambda base: torch.view_as_real(base),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_a_view_that_reads_another_way_stays_one(view):
+    base = torch.tensor([1 + 2j, 3 - 4j])
+
+    twin = copy_sharing_storages({"view": view(base), "base": base})
+
+    assert torch.equal(twin["view"], view(base))
+    twin["base"].mul_(2)
+    assert torch.equal(twin["view"], view(base * 2))
+    assert base.tolist() == [1 + 2j, 3 - 4j]
+
+
+@pytest.mark.parametrize("names", [("storage", "tensor"), ("tensor", "storage")])
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("kind", ["untyped_storage", "_typed_storage"])
+def test_a_storage_by_itself_stays_that_of_its_tensor(names, kind, caplog):
+    tensor = torch.arange(4.0)
+    parts = {"tensor": tensor, "storage": getattr(tensor, kind)()}
+
+    with caplog.at_level(logging.INFO, "migrate_ckpt"):
+        twin = copy_sharing_storages({name: parts[name] for name in names})
+
+    twin["tensor"].fill_(7)
+    found = twin["storage"]
+    untyped = found if kind == "untyped_storage" else found._untyped_storage
+    assert bytes(untyped.tolist()) == bytes(twin["tensor"].untyped_storage().tolist())
+    assert tensor.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert ("copied 16 bytes" in caplog.text) == (names[0] == "storage")
+
+
 KINDS = {
     "bfloat16": lambda: torch.ones(4, dtype=torch.bfloat16),
     "complex": lambda: torch.tensor([1 + 2j]),
@@ -126,15 +193,64 @@ def test_foreign_memory_is_copied_once_and_the_log_says_how_much(caplog):
         twin = copy_sharing_storages({"a": tensor, "view": tensor[5:]})
 
     assert "copied 800 bytes" in caplog.text
+    assert "special kinds: a, view" in caplog.text
     twin["a"][5] = -1
     assert twin["view"][0] == -1
     assert array[5] == 5
 
 
-def test_migrations_on_a_large_checkpoint_copy_no_tensor_bytes():
+def save(path, value):
+    torch.save(value, path)
+    return read_checkpoint(path)
+
+
+def test_what_was_read_from_a_file_is_mapped_once_more(tmp_path, caplog):
+    weights = torch.arange(1000.0)
+    ckpt = save(tmp_path / "a.pt", {"w": weights, "view": weights[5:], "b": torch.zeros(1000)})
+    ckpt["b"].fill_(3)
+
+    with caplog.at_level(logging.INFO, "migrate_ckpt"):
+        twin = copy_sharing_storages(ckpt)
+
+    assert "copied 4000 bytes" in caplog.text
+    assert torch.equal(twin["b"], torch.full((1000,), 3.0))
+    twin["w"].add_(1)
+    twin["b"].zero_()
+    assert twin["view"][0] == 6.0
+    assert ckpt["w"][0] == 0.0
+    assert ckpt["b"][0] == 3.0
+    ckpt["w"].mul_(-1)
+    assert twin["w"][1] == 2.0
+    write_checkpoint(twin, tmp_path / "b.pt")
+    again = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert torch.equal(again["w"], weights + 1)
+    assert again["view"].data_ptr() == again["w"].data_ptr() + 20
+    assert again["b"].sum() == 0
+
+
+def test_a_migration_in_memory_keeps_the_device_and_the_bytes_of_a_file(tmp_path):
+    tagged = torch.serialization.location_tag
+    torch.serialization.location_tag = lambda storage: "cuda:7"
+    try:
+        ckpt = save(tmp_path / "a.pt", {"w": torch.ones(3), "sparse": torch.eye(3).to_sparse()})
+    finally:
+        torch.serialization.location_tag = tagged
+
+    migrated, _ = migrate_ckpt(ckpt, [Migration("0", lambda ckpt: {"x": ckpt["w"], **ckpt})])
+    write_checkpoint(migrated, tmp_path / "b.pt")
+
+    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+        data = archive.read("a/data.pkl")
+    assert b"cuda:7" in data
+    assert b"cpu" not in data
+
+
+@pytest.mark.parametrize("source", ["what torch allocated", "a file"])
+def test_migrations_on_a_large_checkpoint_copy_no_tensor_bytes(source, tmp_path):
     program = """
+        import sys
         import torch
-        from migrate_ckpt import Migration, migrate_ckpt
+        from migrate_ckpt import Migration, migrate_ckpt, read_checkpoint, write_checkpoint
 
         def anonymous():
             for line in open("/proc/self/status"):
@@ -146,16 +262,21 @@ def test_migrations_on_a_large_checkpoint_copy_no_tensor_bytes():
             return ckpt
 
         ckpt = {"state_dict": {str(i): torch.full((4 << 20,), 1.0) for i in range(16)}}
+        if sys.argv[1] == "a file":
+            torch.save(ckpt, sys.argv[2] + "/a.pt")
+            ckpt = read_checkpoint(sys.argv[2] + "/a.pt")
         migrate_ckpt({}, [Migration("0", rename_nothing := lambda ckpt: ckpt)])
         before = anonymous()
         ckpt, done = migrate_ckpt(ckpt, [Migration(str(i), rename) for i in range(3)])
         during = anonymous()
         torch.save(ckpt, "/dev/null")
+        if sys.argv[1] == "a file":
+            write_checkpoint(ckpt, sys.argv[2] + "/b.pt")
         print(before, during - before, anonymous() - before, len(done))
     """
 
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
+        [sys.executable, "-c", textwrap.dedent(program), source, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
@@ -164,7 +285,7 @@ def test_migrations_on_a_large_checkpoint_copy_no_tensor_bytes():
 
     before, during, after, count = map(int, done.stdout.split())
     assert count == 3
-    assert before >= 256
+    assert source == "a file" or before >= 256
     assert during < 40
     assert after < 40
 
