@@ -5,6 +5,10 @@ Only for the sentence of the refusal: nothing is decided here, and nothing unpac
 
 from __future__ import annotations
 
+import codecs
+import re
+import tarfile
+
 from migrate_ckpt.formats.source import Source
 
 START_BYTES = 512
@@ -39,23 +43,40 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"GGUF", "a GGUF file of llama.cpp", "Migrate the checkpoint it was made from"),
     (
         0,
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file, as Keras and others write it",
-        "Convert it to a state dict of torch, or to safetensors",
-    ),
-    (
-        0,
         b"\x93NUMPY",
         "a NumPy array (.npy)",
         "Save it as a tensor, in a dict, with torch.save or safetensors",
     ),
-    (
-        257,
-        b"ustar",
-        "a tar archive",
-        f"{_UNPACK}. If an early torch (0.1) wrote it: {_RESAVE[0].lower()}{_RESAVE[1:]}",
-    ),
 )
+
+_BARE_PICKLE = (
+    "a bare pickle, as pickle.dump or joblib write it, and not what torch.save writes",
+    _RESAVE,
+)
+_TAR = (
+    "a tar archive",
+    f"{_UNPACK}. If an early torch (0.1) wrote it: {_RESAVE[0].lower()}{_RESAVE[1:]}",
+)
+_HDF5 = (
+    "an HDF5 file, as Keras and others write it",
+    "Convert it to a state dict of torch, or to safetensors",
+)
+_WEB_PAGE = (
+    "a web page, likely what a server showed in place of the file",
+    "Fetch the checkpoint again, and look at what the server says",
+)
+
+# Protocols 0 and 1: a dict or list that is put into the memo, or a class.
+_OLD_PICKLE = re.compile(rb"\([dl]p\d+\n|[}\]]q.|c[\w.]+\n[\w.]+\n[(p)q]", re.DOTALL)
+# What a page may begin with: a byte order mark, space, comments; and then its first element.
+_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--.*?-->)*<(?:!doctype html|(?:html|head|body|title|meta|script)\b)",
+    re.DOTALL | re.IGNORECASE,
+)
+# The signature is at the beginning, or behind a block of the user's own, of 512 bytes or twice as many and so on
+# (HDF5 File Format Specification, "Disk Format: Level 0A").
+_HDF5_MARK = b"\x89HDF\r\n\x1a\n"
+_HDF5_OFFSETS = (0, 512, 1024, 2048)
 
 # What the names of a zip's records give away: at its end, where its directory is.
 _ZIP_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -82,13 +103,16 @@ def describe(source: Source) -> str:
     for offset, mark, what, advice in _SIGNATURES:
         if start.startswith(mark, offset):
             return _sentence(what, advice)
-    if start[0] == 0x80 and len(start) > 1 and start[1] <= 5:
-        return _sentence(
-            "a bare pickle, as pickle.dump or joblib write it, and not what torch.save writes",
-            _RESAVE,
-        )
+    if any(source.read(offset, len(_HDF5_MARK)) == _HDF5_MARK for offset in _HDF5_OFFSETS):
+        return _sentence(*_HDF5)
+    if _is_tar(start):
+        return _sentence(*_TAR)
+    if (start[0] == 0x80 and len(start) > 1 and start[1] <= 5) or _OLD_PICKLE.match(start):
+        return _sentence(*_BARE_PICKLE)
+    if _PAGE.match(start):
+        return _sentence(*_WEB_PAGE)
     if _is_text(start):
-        return _describe_text(start.lstrip())
+        return _describe_text(start.removeprefix(codecs.BOM_UTF8).lstrip())
     return _sentence(
         "none that is known here",
         "Checkpoints are read as torch.save writes them, and as safetensors",
@@ -118,7 +142,17 @@ def _sentence(what: str, advice: str) -> str:
     return f"the file is {what}. {advice}"
 
 
+def _is_tar(start: bytes) -> bool:
+    """Whether the first header is one: its checksum is right, which old ones without a signature have, too."""
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
 def _is_text(start: bytes) -> bool:
+    start = start.removeprefix(codecs.BOM_UTF8)
     try:
         # The last character may be cut off.
         text = (
@@ -132,13 +166,9 @@ def _is_text(start: bytes) -> bool:
 
 
 def _describe_text(start: bytes) -> str:
-    again = "Fetch the checkpoint again, and look at what the server says"
-    begin = start[:15].lower()
-    if begin.startswith((b"<!doctype html", b"<html")):
-        return _sentence("a web page, likely what a server showed in place of the file", again)
-    if begin.startswith(b"<?xml"):
-        return _sentence("an XML document, likely an error of a file store", again)
-    if begin.startswith((b"{", b"[")):
+    if start.startswith(b"<?xml"):
+        return _sentence("an XML document, likely an error of a file store", _WEB_PAGE[1])
+    if start.startswith((b"{", b"[")):
         return _sentence(
             "JSON text, such as a configuration or the index of a checkpoint in several files",
             "Give the checkpoint itself; of several files each by itself",

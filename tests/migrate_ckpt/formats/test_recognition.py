@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import tarfile
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,15 @@ def a_tar(*names: str) -> bytes:
         for name in names:
             tar.addfile(tarfile.TarInfo(name))
     return buffer.getvalue()
+
+
+def a_tar_of_version_7(name: str) -> bytes:
+    """A header without a signature, as tar wrote them until 1988."""
+    header = bytearray(a_tar(name)[:512])
+    header[257:] = bytes(255)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
 
 
 def a_zip(*names: str, method: int = zipfile.ZIP_STORED) -> bytes:
@@ -60,6 +71,7 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     ),
     "torch.package": (a_package(), r"torch\.package", r"torch\.save"),
     "a tar": (a_tar("model.pth"), "tar archive", "Unpack it"),
+    "a tar from before its signature": (a_tar_of_version_7("a.pth"), "tar archive", "Unpack it"),
     "torch's old tar": (a_tar("sys_info", "pickle", "tensors", "storages"), "tar", r"torch\.save"),
     "gzip": (gzip.compress(b"x"), "gzip", "gunzip"),
     "bzip2": (b"BZh91AY&SY", "bzip2", "bunzip2"),
@@ -69,11 +81,28 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "RAR": (b"Rar!\x1a\x07\1\0", "RAR", "Unpack it"),
     "GGUF": (b"GGUF\3\0\0\0", "GGUF", "made from"),
     "HDF5": (b"\x89HDF\r\n\x1a\n\0", "HDF5", "Convert"),
+    "HDF5 behind a block": (bytes(2048) + b"\x89HDF\r\n\x1a\n\0", "HDF5", "Convert"),
+    "zeros": (bytes(3000), "none that is known", "safetensors"),
     "a Git LFS pointer": (LFS.encode(), "Git LFS pointer", "git lfs pull"),
     "a bare pickle": (b"\x80\x04]\x94.", "bare pickle", r"torch\.save"),
     "a pickle of protocol 2": (b"\x80\x02}q\0.", "bare pickle", r"torch\.save"),
+    **{
+        f"a pickle of protocol {protocol}, {type(value).__name__}": (
+            pickle.dumps(value, protocol), "bare pickle", r"torch\.save"
+        )
+        for protocol in (0, 1)
+        for value in ({"a": 1}, [1], {}, OrderedDict(a=1), {1}, Path("a"))
+    },
     "a web page": (b"\n<!DOCTYPE html><html>", "web page", "again"),
     "a web page without a type": (b"<HTML><body>", "web page", "again"),
+    "a web page with a mark": (b"\xef\xbb\xbf<!doctype HTML>", "web page", "again"),
+    "a web page of Latin-1": ("<html><title>Größe".encode("latin-1"), "web page", "again"),
+    "a web page with a comment": (b"<!-- by\n <us> -->\n<html>", "web page", "again"),
+    "a web page without a root": (b"<head><title>404</title>", "web page", "again"),
+    "a web page as XML": (b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC>', "web page", "again"),
+    "text with a mark": (b"\xef\xbb\xbfhello", "text", "safetensors"),
+    "text in brackets": (b"<header> is what it says", "text", "safetensors"),
+    "JSON with a mark": (b"\xef\xbb\xbf{}", "JSON", "itself"),
     "XML": (b'<?xml version="1.0"?><Error>', "XML", "again"),
     "NumPy array": (arrays(numpy.save), "NumPy array", "tensor"),
     "NumPy archive": (arrays(numpy.savez), "NumPy archive", "tensors"),
