@@ -25,6 +25,12 @@ class Range:
     count: int
 
 
+KERNEL_STEP = 1 << 16
+"""What the kernel copies in one step, the 16 pages of a pipe. Where these begin elsewhere than at a multiple in the
+target, each ends amid a page, pages stay small, and copy and flush take a third longer (Linux 6.18, ext4)."""
+
+_AT_ONCE = 1 << 30
+
 NewBytes: TypeAlias = bytes | memoryview
 Piece: TypeAlias = NewBytes | Range
 
@@ -104,11 +110,14 @@ def copy_range(source: FileSource, piece: Range, descriptor: int) -> None:
         OSError: The disk is full, or the source cannot be read or is shorter.
     """
     offset, left = source.start + piece.offset, piece.count
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
     while left:
-        count = _copy_some(source.fileno(), descriptor, min(left, 1 << 30), offset)
+        # A little first, so that the kernel's own steps begin where its pages in the target do.
+        most = -position % KERNEL_STEP or _AT_ONCE
+        count = _copy_some(source.fileno(), descriptor, min(left, most), offset)
         if not count:
             raise OSError(f"the source ended {left} bytes early")
-        offset, left = offset + count, left - count
+        offset, position, left = offset + count, position + count, left - count
 
 
 def _copy_some(source: int, target: int, count: int, offset: int) -> int:
@@ -127,7 +136,7 @@ def _copy_some(source: int, target: int, count: int, offset: int) -> int:
 def _write_all(descriptor: int, data: NewBytes) -> None:
     view = memoryview(data).cast("B")
     while view:
-        view = view[os.write(descriptor, view[: 1 << 30]) :]
+        view = view[os.write(descriptor, view[:_AT_ONCE]) :]
 
 
 def replace_file(

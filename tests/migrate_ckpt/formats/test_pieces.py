@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate_ckpt.formats.pieces import Pieces, Range, replace_file, whole
+from migrate_ckpt.formats.pieces import KERNEL_STEP, Pieces, Range, replace_file, whole
 from migrate_ckpt.formats.source import FileSource, sha256_of
 
 
@@ -67,6 +67,34 @@ def test_pieces_are_written_in_order(source, tmp_path, monkeypatch, refusal):
 
     content = source.path.read_bytes()
     assert (tmp_path / "target").read_bytes() == content[100:110] + b"between" + content[:25_000]
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="the system cannot copy by itself")
+@pytest.mark.parametrize("most", [None, 70_000])
+def test_the_kernel_copies_in_steps_that_begin_where_pages_do(tmp_path, monkeypatch, most):
+    data = os.urandom(1_000_000)
+    (tmp_path / "large").write_bytes(data)
+    steps = []
+    copy_file_range = os.copy_file_range
+
+    def copy(source: int, target: int, count: int, offset: int) -> int:
+        steps.append(os.lseek(target, 0, os.SEEK_CUR))
+        return copy_file_range(source, target, min(count, most or count), offset)
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    pieces = Pieces()
+    pieces.add_bytes(b"x" * 100)
+    pieces.add_range(100, 900_000)
+    pieces.add_bytes(b"y" * 100)
+    pieces.add_range(7, 10)
+
+    with FileSource(tmp_path / "large") as source:
+        replace_file(tmp_path / "target", pieces, source)
+
+    assert steps[:2] == [100, KERNEL_STEP]
+    assert most or len(steps) == 3
+    written = (tmp_path / "target").read_bytes()
+    assert written == b"x" * 100 + data[100:900_100] + b"y" * 100 + data[7:17]
 
 
 def test_a_source_that_ends_early_leaves_no_target(source, tmp_path):
