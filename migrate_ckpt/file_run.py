@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypedDict
 from migrate_ckpt.absent import is_absent
 from migrate_ckpt.errors import MigrationFailed, RequirementsNotMet, UnreadableCheckpoint
 from migrate_ckpt.folder import MigrationSet
-from migrate_ckpt.foreign import ForeignObject, global_path
+from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.allowed_globals import refuse_globals
 from migrate_ckpt.formats.container import Container, Contents
@@ -21,6 +21,7 @@ from migrate_ckpt.formats.conversion import Format, lay_out_as
 from migrate_ckpt.formats.partial_source import PartialSource
 from migrate_ckpt.formats.pieces import Pieces, whole
 from migrate_ckpt.formats.source import FileSource
+from migrate_ckpt.formats.storages import StorageHandle
 from migrate_ckpt.formats.torch_zip import lay_out
 from migrate_ckpt.formats.verification import Verification
 from migrate_ckpt.history import History, read_history
@@ -256,6 +257,10 @@ def _refuse(value: Any) -> NoReturn:
     kind = f"a {type(value).__name__}"
     if isinstance(value, ForeignObject):
         kind = f"an object of {global_path(value.__class__)}"
+    elif isinstance(value, ForeignGlobal):
+        kind = f"the class or function {global_path(value)}"
+    elif isinstance(value, StorageHandle):
+        kind = f"a storage by itself, {global_path(value.type)},"
     raise UnreadableCheckpoint(
         f"the file holds {kind}, not a mapping. Save a dict or a state dict, or turn it into one in a migration"
     )

@@ -9,6 +9,7 @@ range.
 from __future__ import annotations
 
 import ctypes
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ def lay_out_safetensors(
             pieces.add_bytes(_bytes_of(one.tensor))
         else:
             pieces.add_range(one.source_offset, one.nbytes)
-    return pieces, _left_out(tensors, kept, ties)
+    return pieces, (*_left_out(tensors, kept, ties), *_attributes_left_out(value))
 
 
 def _check_values(value: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -246,11 +247,20 @@ def _left_out(
     )
 
 
+def _attributes_left_out(value: Mapping[str, Any]) -> tuple[str, ...]:
+    names = [repr(name) for name in vars(value)] if isinstance(value, OrderedDict) else []
+    names = [name for name in names if name != repr("_metadata")]
+    if not names:
+        return ()
+    shown = _listed(names[:_NAMES_SHOWN], len(names))
+    return (f"Attributes of the state dict that are not in the new file: {shown}.",)
+
+
 def _tag(tensor: torch.Tensor) -> str | None:
     """The device tag of a tensor, None for the CPU's."""
     storage = tensor.untyped_storage()
     handle = getattr(storage, HANDLE, None)
-    tag: str = handle.location if handle else torch.serialization.location_tag(storage)
+    tag: str = handle.location if handle is not None else torch.serialization.location_tag(storage)
     return None if tag == "cpu" else tag
 
 

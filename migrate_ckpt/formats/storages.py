@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from migrate_ckpt.errors import UnreadableCheckpoint, UnsafePickle
+from migrate_ckpt.errors import ForeignObjectError, UnreadableCheckpoint, UnsafePickle
 from migrate_ckpt.foreign import ForeignGlobal, global_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from migrate_ckpt.formats.container import Container
     from migrate_ckpt.formats.twins import Twins
@@ -70,6 +70,29 @@ class StorageHandle:
 
     def __setstate__(self, state: object) -> NoReturn:
         raise UnsafePickle("the pickle sets a state on a storage")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse(f"for its attribute {name!r}")
+
+    def __len__(self) -> int:
+        self._refuse("len()")
+
+    def __getitem__(self, index: object) -> NoReturn:
+        self._refuse("for an item")
+
+    def __iter__(self) -> Iterator[NoReturn]:
+        self._refuse("for its items")
+
+    def __bool__(self) -> bool:
+        self._refuse("whether it is true")
+
+    def _refuse(self, question: str) -> NoReturn:
+        raise ForeignObjectError(
+            f"A storage that stands by itself, a {global_path(self.type)} of {self.numel} elements, is not read: it "
+            f"cannot answer {question}. Move, replace or drop it"
+        )
 
     def __copy__(self) -> StorageHandle:
         # It says which bytes of a file are meant, and so does a copy: nobody can change them by way of a handle.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from migrate_ckpt.absent import is_absent, refuse_absent
+from migrate_ckpt.errors import UnwritableCheckpoint
 from migrate_ckpt.foreign import ForeignGlobal, global_path
 from migrate_ckpt.formats.opcodes import PlainTensor
 from migrate_ckpt.formats.pieces import NewBytes
@@ -129,6 +130,7 @@ class TensorWriter:
         if tensor.__dict__ or tensor._backward_hooks or not _is_plain(tensor):
             return _as_torch_does(tensor)
         storage, dtype = tensor.untyped_storage(), tensor.dtype
+        _check_reach(tensor, storage)
         used = self._use(storage)
         if used.dtype is None and dtype in _TYPE_OF_DTYPE:
             used.dtype = dtype
@@ -211,6 +213,20 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and (tensor.is_cpu or tensor.device.type in ("cuda", "mps") or is_absent(tensor))
         and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
     )
+
+
+def _check_reach(tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
+    """Refuse a tensor that nobody could load, as a `resize_` that failed leaves it."""
+    count = tensor.numel()
+    if count and not tensor.is_contiguous():
+        count = 1 + sum(
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+    if count and (tensor.storage_offset() + count) * tensor.itemsize > storage.nbytes():
+        raise UnwritableCheckpoint(
+            f"a tensor of shape {tuple(tensor.shape)} reaches out of its storage of {storage.nbytes()} bytes, as a "
+            "resize_ that failed leaves it. Make a new tensor"
+        )
 
 
 def _as_torch_does(tensor: torch.Tensor) -> Any:

@@ -182,6 +182,18 @@ def test_device_tags_that_cannot_go_are_said(paths):
     assert any("'a' was on mps" in sentence for sentence in left_out)
 
 
+def test_attributes_of_a_state_dict_that_cannot_go_are_said(paths):
+    source, target = paths
+    state = OrderedDict(weights())
+    state._metadata, state.epoch = {"": {"version": 1}}, 3
+    saved_as_zip(state, source)
+
+    _, left_out, _ = convert(source, target, "safetensors")
+
+    said = [sentence for sentence in left_out if "Attributes" in sentence]
+    assert said == ["Attributes of the state dict that are not in the new file: 'epoch'."]
+
+
 def test_a_stream_is_said_to_have_become_a_zip(paths):
     source, target = paths
     saved_as_stream(weights(), source)

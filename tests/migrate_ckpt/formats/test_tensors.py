@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import subprocess
+import sys
+import textwrap
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -12,7 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from migrate_ckpt import UnreadableCheckpoint, UnsafePickle, read_checkpoint, write_checkpoint
+from migrate_ckpt import (
+    ForeignObjectError,
+    UnreadableCheckpoint,
+    UnsafePickle,
+    UnwritableCheckpoint,
+    migrate_file,
+    read_checkpoint,
+    write_checkpoint,
+)
 from migrate_ckpt.foreign import ForeignObject
 from migrate_ckpt.formats.mapped import MappedSource
 from migrate_ckpt.formats.source import FileSource
@@ -22,6 +34,9 @@ DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
     torch.complex64, torch.complex128, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
     torch.uint16, torch.uint32, torch.uint64, torch.bool,
+    # Without a storage type of their own, and with few operations of torch's.
+    torch.complex32, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu, torch.float4_e2m1fn_x2,
+    torch.bits8, torch.bits16, torch.bits1x8, torch.bits2x4, torch.bits4x2,
 ]  # fmt: skip
 
 
@@ -46,6 +61,7 @@ def through(save, tmp_path):
     return go
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_comes_back_bit_for_bit(through, dtype):
     tensor = torch.arange(16, dtype=torch.uint8).repeat(8).view(dtype).reshape(2, -1)
@@ -185,10 +201,118 @@ def test_kinds_of_tensor_that_are_not_plain_are_carried_along(through):
     assert again["tagged"].note == "mine"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_nested_tensors_are_carried_along(through):
+    parts = [torch.arange(3.0), torch.ones(2)]
+    values = {
+        "strided": torch.nested.nested_tensor(parts),
+        "jagged": torch.nested.nested_tensor(parts, layout=torch.jagged),
+    }
+
+    again = through(values)
+
+    for name, value in values.items():
+        assert again[name].layout is value.layout
+        for one, other in zip(again[name].unbind(), parts, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_distributed_tensor_is_carried_along(save, tmp_path):
+    program = """
+        import sys
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.tensor import DTensor, Replicate, distribute_tensor, init_device_mesh
+        from migrate_ckpt import ForeignObject, read_checkpoint, write_checkpoint
+
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        mesh = init_device_mesh("cpu", (1,))
+        tensor = distribute_tensor(torch.arange(6.0), mesh, [Replicate()])
+        torch.save({"w": tensor}, sys.argv[1])
+        ckpt = read_checkpoint(sys.argv[1])
+        assert isinstance(ckpt["w"], ForeignObject)
+        write_checkpoint({"moved": ckpt["w"]}, sys.argv[2])
+        again = torch.load(sys.argv[2], weights_only=False)["moved"]
+        assert type(again) is DTensor and again.placements == tensor.placements
+        assert torch.equal(again.to_local(), torch.arange(6.0))
+        dist.destroy_process_group()
+    """
+    arguments = [tmp_path / "a.pt", tmp_path / "b.pt"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_parameter_keeps_its_state(through):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.shard = {"axis": 1}
+
+    again = through({"p": parameter, "tie": parameter})
+
+    assert type(again["p"]) is torch.nn.Parameter
+    assert again["p"].shard == {"axis": 1}
+    assert again["tie"] is again["p"]
+
+
 def test_tensors_of_a_kind_that_is_not_built_are_foreign_objects(save):
     value = read_checkpoint(save({"sparse": torch.eye(3).to_sparse()}))
 
     assert isinstance(value["sparse"], ForeignObject)
+
+
+ASKED = {
+    "len": len,
+    "items": list,
+    "an item": lambda storage: storage[0],
+    "values": lambda storage: storage.tolist(),
+    "truth": bool,
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED.keys())
+def test_a_storage_by_itself_says_that_it_is_not_read(save, ask):
+    storage = read_checkpoint(save({"s": torch.ones(3).untyped_storage()}))["s"]
+
+    with pytest.raises(ForeignObjectError, match=r"UntypedStorage of 12 elements, is not read"):
+        ask(storage)
+
+
+def test_a_storage_by_itself_stays_that_of_its_tensor(through):
+    tensor = torch.arange(4, dtype=torch.uint8)
+
+    again = through({"storage": tensor.untyped_storage(), "tensor": tensor})
+
+    assert again["storage"].data_ptr() == again["tensor"].untyped_storage().data_ptr()
+
+
+def test_a_tensor_that_reaches_out_of_its_storage_is_not_written(save, tmp_path):
+    ckpt = read_checkpoint(save({"w": torch.arange(4.0), "t": torch.ones(2, 3).t()}))
+    with pytest.raises(RuntimeError, match="resize"):
+        ckpt["w"].resize_(9)
+
+    with pytest.raises(UnwritableCheckpoint, match=r"shape \(9,\) reaches out"):
+        write_checkpoint(ckpt, tmp_path / "new.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (torch.ones(2).untyped_storage(), "a storage by itself"),
+        (OrderedDict, r"the class or function collections\.OrderedDict"),
+        (torch.ones(2), "a Tensor"),
+    ],
+)
+def test_a_file_that_is_one_value_is_refused_by_what_it_is(save, tmp_path, value, what):
+    (tmp_path / "migrations").mkdir()
+
+    with pytest.raises(UnreadableCheckpoint, match=f"holds {what}"):
+        migrate_file(save(value), tmp_path / "new.ckpt", folder=tmp_path / "migrations")
 
 
 def test_a_module_is_carried_along_with_its_weights(through):
