@@ -51,6 +51,8 @@ def test_twenty_processes_with_twenty_hash_seeds_write_the_same_bytes(tmp_path: 
         ),
         "counts": collections.Counter("abc"),
         "frozen": frozenset({"x", "y", "z"}),
+        "objects": {pathlib.PurePosixPath(str(i)) for i in range(9)},
+        "nested": {frozenset({pathlib.PurePosixPath("y"), (i, "x")}) for i in range(9)},
     }
     torch.save(value, tmp_path / "old.ckpt")
 

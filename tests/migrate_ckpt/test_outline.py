@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import zipfile
 
 import torch
 
@@ -110,3 +111,20 @@ class WithSetter:
 
 def test_a_function_that_sets_a_state_is_counted_as_the_call_it_is(tmp_path):
     assert inspected(tmp_path, {"x": WithSetter()})["calls"]["__builtin__.setattr"] == 1
+
+
+def test_a_call_whose_result_is_thrown_away_is_listed_as_hidden(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"x": 1}, path)
+    # `os.getpid()` is called, and its result popped, before the pickle goes on as before.
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "y.pt", "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            is_pickle = name.endswith("/data.pkl")
+            new.writestr(name, data[:2] + b"cos\ngetpid\n)R0" + data[2:] if is_pickle else data)
+
+    found = inspect_file(tmp_path / "y.pt").to_dict()
+
+    assert found["globals"] == ["os.getpid"]
+    assert found["hidden_calls"] == {"os.getpid": 1}
+    assert found["outline"] == [{"path": ["x"], "kind": "int", "text": "1"}]
