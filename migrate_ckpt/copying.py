@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import OrderedDict
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -24,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from migrate_ckpt.formats.storages import TWINS, StorageHandle
 from migrate_ckpt.formats.tensors import HANDLE
 from migrate_ckpt.formats.twins import Twins
+from migrate_ckpt.outline import each_once
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,8 @@ def copy_sharing_storages(value: Any) -> Any:
         twin = copy.deepcopy(value, memo)
         shared.finish_parameters(memo)
     if shared.copied_bytes or shared.copied_tensors:
-        names = list(islice(_names(value, shared.is_copied), _MAX_NAMES + 1))
+        copied = (path for path, each in each_once(value) if shared.is_copied(each))
+        names = [".".join(path) for path in islice(copied, _MAX_NAMES + 1)]
         logger.info(
             "copied %d bytes whose memory cannot be shared, and %d tensors of special kinds%s%s%s",
             shared.copied_bytes,
@@ -174,23 +174,6 @@ def _copy_rest(tensor: torch.Tensor, twin: torch.Tensor, memo: dict[Any, Any]) -
         twin.grad = copy.deepcopy(tensor.grad, memo)
     if tensor.__dict__:
         twin.__dict__ = copy.deepcopy(tensor.__dict__, memo)
-
-
-def _names(value: Any, is_meant: Any) -> Iterator[str]:
-    """Where in a checkpoint certain values are: keys and positions, joined by dots."""
-    seen: set[int] = set()
-    left = [("", value)]
-    while left:
-        name, each = left.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if is_meant(each):
-            yield name
-        elif isinstance(each, (dict, OrderedDict)):
-            left += reversed([(f"{name}.{key}".lstrip("."), item) for key, item in each.items()])
-        elif isinstance(each, (list, tuple)):
-            left += reversed([(f"{name}.{i}".lstrip("."), item) for i, item in enumerate(each)])
 
 
 def _storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:

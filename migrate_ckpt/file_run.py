@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -27,7 +26,8 @@ from migrate_ckpt.formats.verification import Verification
 from migrate_ckpt.history import History, read_history
 from migrate_ckpt.loader import load_migrations
 from migrate_ckpt.migration import CkptType, Migration
-from migrate_ckpt.outline import outline
+from migrate_ckpt.operations.sections import is_tensor
+from migrate_ckpt.outline import each_once
 from migrate_ckpt.plan import Plan, Policy, make_plan
 from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
@@ -188,12 +188,9 @@ def _run_plan(
 
 def _refuse_made_of_absent(source: PartialSource, ckpt: CkptType) -> None:
     """Let an operation that has read absent tensors without a word, as only one of others does, have all bytes."""
-
-    def refuse(tensor: Any) -> None:
-        if tensor.is_meta and not is_absent(tensor):
+    for _, value in each_once(ckpt):
+        if is_tensor(value) and value.is_meta and not is_absent(value):
             raise source.whole_needed()
-
-    outline(ckpt, max_entries=sys.maxsize, identify=refuse)
 
 
 def plan_contents(contents: Contents, migrations: MigrationSet, options: RunOptions) -> Plan:

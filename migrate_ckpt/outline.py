@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path
 from migrate_ckpt.foreign_kinds import ForeignSequence
+from migrate_ckpt.operations.sections import is_tensor
 
 MAX_ENTRIES = 100_000
 MAX_DEPTH = 32
@@ -80,12 +80,24 @@ def outline(
     return entries
 
 
+def each_once(value: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every value of a checkpoint, wherever it stands, with one of the paths to it; a shared one comes once."""
+    seen: set[int] = set()
+    left: list[tuple[tuple[str, ...], object]] = [((), value)]
+    while left:
+        path, each = left.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield path, each
+            left += reversed([((*path, key), child) for key, child in _children(each)])
+
+
 def _walk(
     value: object, path: tuple[str, ...], above: frozenset[int], identify: Identify | None
 ) -> Iterator[OutlineEntry]:
     if isinstance(value, TensorOutline):
         yield OutlineEntry(path, "tensor", value.dtype, value.shape, nbytes=value.nbytes)
-    elif _is_tensor(value):
+    elif is_tensor(value):
         yield _tensor_entry(value, path, identify)
     elif len(path) > MAX_DEPTH or id(value) in above:
         yield OutlineEntry(path, _kind(value), text="...")
@@ -96,12 +108,6 @@ def _walk(
             yield OutlineEntry(path, _kind(value), text=_text(value), content=content)
         for key, child in children:
             yield from _walk(child, (*path, key), above | {id(value)}, identify)
-
-
-def _is_tensor(value: object) -> bool:
-    # A value can only be one if somebody has imported torch.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _tensor_entry(tensor: Any, path: tuple[str, ...], identify: Identify | None) -> OutlineEntry:

@@ -7,6 +7,7 @@ import zipfile
 import torch
 
 from migrate_ckpt import inspect_file
+from migrate_ckpt.outline import each_once
 
 
 def inspected(tmp_path, value):
@@ -84,6 +85,19 @@ def test_shared_values_do_not_multiply_without_end(tmp_path):
     found = inspected(tmp_path, {"x": value})
 
     assert len(found["outline"]) <= 100_000
+
+
+def test_every_value_is_visited_once_however_often_it_is_shared():
+    value: list = [1]
+    for _ in range(200):
+        value = [value, value]
+    value.append({"back": value, "kept": collections.deque([torch.ones(1)])})
+
+    visited = list(each_once({"x": value}))
+
+    assert len(visited) < 1000
+    assert ("x", "2", "back") not in dict(visited)
+    assert ("x", "2", "kept") in dict(visited)
 
 
 def test_every_global_and_call_of_the_pickle_is_listed(tmp_path):

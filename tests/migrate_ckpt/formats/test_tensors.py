@@ -300,6 +300,14 @@ def test_a_tensor_that_reaches_out_of_its_storage_is_not_written(save, tmp_path)
         write_checkpoint(ckpt, tmp_path / "new.ckpt")
 
 
+def test_a_checkpoint_of_a_big_endian_machine_is_refused_by_name(save, monkeypatch):
+    monkeypatch.setattr(sys, "byteorder", "big")
+    source = save({"w": torch.ones(2)})
+
+    with pytest.raises(UnreadableCheckpoint, match="big-endian machine"):
+        read_checkpoint(source)
+
+
 @pytest.mark.parametrize(
     ("value", "what"),
     [
