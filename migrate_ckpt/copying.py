@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from itertools import islice
 from typing import Any
 
@@ -27,14 +28,15 @@ from migrate_ckpt.outline import each_once
 logger = logging.getLogger(__name__)
 
 _MAX_NAMES = 5
-_GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_COPY_PARAMETER = torch.nn.Parameter.__deepcopy__.__code__
 
 
 def copy_sharing_storages(value: Any) -> Any:
     """A deep copy that is independent of the value, whoever writes to which of the two.
 
-    A NumPy array made of a tensor before the call still writes into both. What had to be copied after all is logged
-    on the level INFO, with the names of the first tensors that it was.
+    A NumPy array made of a tensor before the call still writes into both. A storage that is shared cannot be resized
+    before it was written to: torch ends `resize_` and `out=` of another size with an internal error there (2.13). What
+    had to be copied after all is logged on the level INFO, with the names of the first tensors that it was.
     """
     shared = _SharedStorages()
     memo: dict[Any, Any] = {TWINS: shared.twins, "torch": shared.by_cdata}
@@ -45,7 +47,7 @@ def copy_sharing_storages(value: Any) -> Any:
         copied = (path for path, each in each_once(value) if shared.is_copied(each))
         names = [".".join(path) for path in islice(copied, _MAX_NAMES + 1)]
         logger.info(
-            "copied %d bytes whose memory cannot be shared, and %d tensors of special kinds%s%s%s",
+            "copied %d bytes that cannot be shared or were written to, and %d tensors of special kinds%s%s%s",
             shared.copied_bytes,
             len(shared.copied_tensors),
             ": " if names else "",
@@ -78,11 +80,8 @@ class _SharedStorages(TorchFunctionMode):
     @property
     def copied_bytes(self) -> int:
         own = self.by_cdata.keys() - self._shared.keys()
-        return (
-            self.twins.copied_bytes
-            + sum(storage.nbytes() for storage in self._copied.values())
-            + sum(self.by_cdata[address].nbytes() for address in own)
-        )
+        copied = [*self._copied.values(), *(self.by_cdata[address] for address in own)]
+        return sum(storage.nbytes() for storage in copied)
 
     def is_copied(self, value: Any) -> bool:
         """Whether the bytes of a tensor or storage of the original were copied."""
@@ -112,15 +111,16 @@ class _SharedStorages(TorchFunctionMode):
             if id(tensor) not in memo:
                 memo[id(tensor)] = self._twin(tensor, memo)
             return memo[id(tensor)]
-        # How `Parameter.__deepcopy__` copies: a clone of its data.
-        if func == _GET_DATA and isinstance(args[0], torch.nn.Parameter):
-            self._parameters[id(args[0])] = args[0]
-        if func is torch.Tensor.clone and type(args[0]) is torch.Tensor and _is_plain(args[0]):
-            return self._on_shared_storage(args[0])
+        # Only there: whoever else clones a tensor, in a `__deepcopy__` of his own, means a clone.
+        caller = sys._getframe(1)
+        if caller.f_code is _COPY_PARAMETER:
+            self._parameters[id(caller.f_locals["self"])] = caller.f_locals["self"]
+            if func is torch.Tensor.clone and _can_share(args[0]):
+                return self._on_shared_storage(args[0])
         return func(*args, **(kwargs or {}))
 
     def _twin(self, tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-        if type(tensor) is not torch.Tensor or not _is_plain(tensor):
+        if type(tensor) is not torch.Tensor or not _can_share(tensor):
             self.copied_tensors.add(id(tensor))
             copied: torch.Tensor = torch.Tensor.__deepcopy__(tensor, memo)  # type: ignore[no-untyped-call]
             return copied
@@ -152,9 +152,13 @@ class _SharedStorages(TorchFunctionMode):
         return self.by_cdata[address]
 
     def _share(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
+        if storage.device.type == "meta":
+            return storage
         handle: StorageHandle | None = getattr(storage, HANDLE, None)
         mapped = None if handle is None else self.twins.storage(handle, storage)
-        if mapped is not None:
+        if handle is not None and mapped is not None:
+            if self.twins.is_changed(handle):
+                self._copied[storage._cdata] = storage
             return mapped
         whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         try:
@@ -180,10 +184,10 @@ def _storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     return tensor.untyped_storage() if tensor.layout is torch.strided else None
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def _can_share(tensor: torch.Tensor) -> bool:
     """Whether storage, offset, size, stride, dtype and two marks say all there is to say of a tensor's values."""
     return (
         tensor.layout is torch.strided
-        and tensor.device.type in ("cpu", "cuda")
+        and tensor.device.type in ("cpu", "cuda", "meta")
         and not (tensor.is_quantized or tensor.is_nested)
     )

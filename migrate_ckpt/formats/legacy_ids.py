@@ -6,6 +6,7 @@ source code.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,6 +23,9 @@ class StorageView(NamedTuple):
     root: StorageHandle
     offset: int
     size: int
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StorageView:
+        return StorageView(copy.deepcopy(self.root, memo), self.offset, self.size)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise UnwritableCheckpoint(

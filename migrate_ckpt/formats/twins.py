@@ -27,16 +27,16 @@ class _Twin(NamedTuple):
 
 
 class Twins:
-    """What stands in a copy for the storages of containers.
-
-    Attributes:
-        copied_bytes: Bytes of storages that were copied, because they are not in memory what they are in the file.
-    """
+    """What stands in a copy for the storages of containers."""
 
     def __init__(self) -> None:
-        self.copied_bytes = 0
         # The original container is kept: an identity is only good while its owner lives.
         self._known: dict[int, _Twin] = {}
+
+    def is_changed(self, handle: StorageHandle) -> bool:
+        """Whether a storage is not in memory what it is in the file, so that its bytes are copied."""
+        twin = self._of(handle)
+        return twin is not None and handle.key in twin.changed
 
     def handle(self, handle: StorageHandle) -> StorageHandle:
         """The handle of the same storage in the copy; the same one where its file cannot be mapped by itself."""
@@ -57,7 +57,6 @@ class Twins:
         made = twin.tensors.mapped_storage(self.handle(handle))
         if handle.key in twin.changed:
             made.copy_(storage)
-            self.copied_bytes += storage.nbytes()
         return made
 
     def _of(self, handle: StorageHandle) -> _Twin | None:

@@ -123,6 +123,38 @@ def test_a_tensor_may_hold_itself():
     assert twin.me[0] is twin
 
 
+class Average:
+    """One that copies itself, with a tensor of its own that starts as another does."""
+
+    def __init__(self, shadow):
+        self.shadow = shadow
+
+    def __deepcopy__(self, memo):
+        twin = Average(self.shadow.data.clone())
+        twin.start = self.shadow.clone().zero_()
+        return twin
+
+
+@pytest.mark.parametrize("kind", [lambda tensor: tensor, torch.nn.Parameter])
+def test_a_clone_that_an_object_makes_of_its_own_accord_is_one(kind):
+    weights = kind(torch.ones(3))
+    with torch.no_grad():
+        twin = copy_sharing_storages({"w": weights, "average": Average(weights)})
+
+    twin["average"].shadow.add_(1)
+    assert twin["w"].tolist() == [1.0, 1.0, 1.0]
+    assert twin["average"].start.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_meta_tensors_keep_their_ties():
+    base = torch.empty(4, device="meta")
+
+    twin = copy_sharing_storages([base, base[1:]])
+
+    assert twin[0].untyped_storage()._cdata == twin[1].untyped_storage()._cdata
+    assert twin[1].storage_offset() == 1
+
+
 VIEWS = {
     "conjugate": lambda base: base.conj(),
     "negative": lambda base: base.conj().imag,
@@ -213,6 +245,7 @@ def test_what_was_read_from_a_file_is_mapped_once_more(tmp_path, caplog):
         twin = copy_sharing_storages(ckpt)
 
     assert "copied 4000 bytes" in caplog.text
+    assert "special kinds: b" in caplog.text
     assert torch.equal(twin["b"], torch.full((1000,), 3.0))
     twin["w"].add_(1)
     twin["b"].zero_()
