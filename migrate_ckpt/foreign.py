@@ -55,11 +55,11 @@ class Recipe:
         args: The positional arguments.
         kwargs: The keyword arguments, None when there are none.
         is_new: Whether `function` is instantiated through `__new__` (opcode NEWOBJ), not called (REDUCE).
-        state_kind: None; "dict": the state is the object's `__dict__`; "slots": so it is, and the names in
-            `slot_names` belong to slots; "other": any other value, in `state`.
+        state_kind: None; "dict": the state is the object's `__dict__`; "slots": so it is, and all but
+            the names in `plain_names` are set one by one, as those of slots are; "other": any other value, in `state`.
         state: Of the kind "other" the state. Of the kinds "dict" and "slots" the very state that was read, where
             something else in the file refers to it or it says more than the attributes; it is what is written as long
-            as the attributes are what they were. Mostly None.
+            as the attributes are what they were. Mostly None. Edit the attributes in its place.
         items: What was appended to it (a list) or set in it (a dict), else None.
         setter: The function that sets the state (sixth item of `__reduce__`), mostly None.
         place: A number that is higher for what was made later; a copy keeps it. It orders the members of a set.
@@ -72,8 +72,8 @@ class Recipe:
         "items",
         "kwargs",
         "place",
+        "plain_names",
         "setter",
-        "slot_names",
         "state",
         "state_kind",
     )
@@ -87,7 +87,7 @@ class Recipe:
         self.is_new = is_new
         self.state_kind: str | None = None
         self.state: Any = None
-        self.slot_names: tuple[str, ...] | None = None
+        self.plain_names: frozenset[str] = frozenset()
         self.items: Any = None
         self.setter: Any = None
         self.place = next(_places)
@@ -165,7 +165,7 @@ class ForeignObject(Recorded):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        if not self.__recipe__.has_names or name in self._methods():
+        if not self.__recipe__.has_names or name in type(self).__methods__(self):
             raise cannot_answer(self, f"for its attribute {name!r}")
         raise AttributeError(
             f"the foreign {_describe(self)} holds no attribute {name!r}; it holds {sorted(vars(self))}"
@@ -181,7 +181,8 @@ class ForeignObject(Recorded):
             self.__getattr__(name)
         object.__delattr__(self, name)
 
-    def _methods(self) -> frozenset[str]:
+    # Like all that is no answer of the object's own it has a name that no file can give to an attribute.
+    def __methods__(self) -> frozenset[str]:
         """Names that its class has without a doubt, or may have."""
         # An object without a state may be a dict or a list that is empty.
         return CONTAINER_METHODS if self.__recipe__.state_kind is None else frozenset()
@@ -205,6 +206,7 @@ class ForeignObject(Recorded):
             parts.append(f"{len(self.__recipe__.items)} items")
         return "; ".join(parts) + ">"
 
+    __array__ = _unanswerable("for an array")
     __str__ = _unanswerable("str(); repr() shows what is known of it")
     __bool__ = _unanswerable("whether it is true")
     __int__ = _unanswerable("int()")
@@ -241,7 +243,7 @@ def _duplicate(
     if memo is not None:
         memo[id(obj)] = twin
     new.function, new.args, new.kwargs = copied(old.function), copied(old.args), copied(old.kwargs)
-    new.state_kind, new.state, new.slot_names = old.state_kind, copied(old.state), old.slot_names
+    new.state_kind, new.state, new.plain_names = old.state_kind, copied(old.state), old.plain_names
     new.setter = copied(old.setter)
     new.items = copied(copy.copy(old.items))
     vars(twin).update(copied(dict(vars(obj))))

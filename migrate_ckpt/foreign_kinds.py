@@ -34,12 +34,14 @@ class ForeignNamespace(ForeignObject):
         return True
 
     def __eq__(self, other: object) -> bool:
-        is_one = isinstance(other, (ForeignNamespace, argparse.Namespace))
-        return is_one and vars(self) == vars(other)
+        if isinstance(other, (ForeignNamespace, argparse.Namespace)):
+            return vars(self) == vars(other)
+        return _is_other(self, other)
 
-    __hash__ = ForeignObject.__hash__
+    def __hash__(self) -> int:
+        raise TypeError("unhashable type: 'Namespace'")
 
-    def _methods(self) -> frozenset[str]:
+    def __methods__(self) -> frozenset[str]:
         return frozenset(dir(argparse.Namespace))
 
 
@@ -58,11 +60,11 @@ class ForeignMapping(ForeignObject, MutableMapping[Any, Any]):
         return self.__recipe__.items[key]
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._refuse_mirrored(key)
+        _refuse_mirrored(self, key)
         self.__recipe__.items[key] = value
 
     def __delitem__(self, key: Any) -> None:
-        self._refuse_mirrored(key)
+        _refuse_mirrored(self, key)
         del self.__recipe__.items[key]
 
     def __iter__(self) -> Iterator[Any]:
@@ -81,18 +83,20 @@ class ForeignMapping(ForeignObject, MutableMapping[Any, Any]):
         return key in self.__recipe__.items
 
     __eq__ = ForeignObject.__eq__
-    __hash__ = ForeignObject.__hash__
 
-    def get(self, key: Any, default: Any = None) -> Any:
+    def __hash__(self) -> int:
+        raise cannot_answer(self, "for its hash")
+
+    def get(self, key: Any, default: Any = None, /) -> Any:
         return self.__recipe__.items.get(key, default)
 
-    def setdefault(self, key: Any, default: Any = None) -> Any:
+    def setdefault(self, key: Any, default: Any = None, /) -> Any:
         if key not in self:
             self[key] = default
         return self.__recipe__.items[key]
 
-    def pop(self, key: Any, *default: Any) -> Any:
-        if key not in self:
+    def pop(self, key: Any, /, *default: Any) -> Any:
+        if len(default) > 1 or key not in self:
             return self.__recipe__.items.pop(key, *default)
         value = self.__recipe__.items[key]
         del self[key]
@@ -104,13 +108,8 @@ class ForeignMapping(ForeignObject, MutableMapping[Any, Any]):
             return key, self.pop(key)
         raise KeyError("popitem(): the mapping is empty")
 
-    def _methods(self) -> frozenset[str]:
+    def __methods__(self) -> frozenset[str]:
         return CONTAINER_METHODS
-
-    def _refuse_mirrored(self, key: Any) -> None:
-        """Refuse a change of an item that is an attribute, too: its class would have set both."""
-        if key in vars(self):
-            raise cannot_answer(self, f"the change of the item {key!r}, which is an attribute, too")
 
 
 class ForeignDefaultDict(ForeignMapping):
@@ -124,20 +123,20 @@ class ForeignDefaultDict(ForeignMapping):
 
     def __getitem__(self, key: Any) -> Any:
         if key not in self:
-            self[key] = self._missing(key)
+            self[key] = _made_for_missing(self, key)
         return self.__recipe__.items[key]
 
-    def _missing(self, key: Any) -> Any:
-        factory = self.default_factory
-        if factory is None:
-            raise KeyError(key)
-        path = global_path(factory) if isinstance(factory, ForeignGlobal) else ""
-        make = _FACTORIES.get(path)
-        if make is None:
-            raise cannot_answer(self, f"for the missing item {key!r}, which {factory!r} would make")
-        return make()
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ForeignDefaultDict):
+            return bool(self.__recipe__.items == other.__recipe__.items)
+        if isinstance(other, dict):
+            return bool(self.__recipe__.items == other)
+        return _is_other(self, other)
 
-    def _methods(self) -> frozenset[str]:
+    def __hash__(self) -> int:
+        raise TypeError("unhashable type: 'collections.defaultdict'")
+
+    def __methods__(self) -> frozenset[str]:
         return frozenset(dir(collections.defaultdict))
 
 
@@ -177,10 +176,13 @@ class ForeignSequence(ForeignObject, MutableSequence[Any]):
     __contains__ = MutableSequence.__contains__
     __iter__ = MutableSequence.__iter__
 
-    def insert(self, index: int, value: Any) -> None:
+    def __hash__(self) -> int:
+        raise cannot_answer(self, "for its hash")
+
+    def insert(self, index: int, value: Any, /) -> None:
         self.__recipe__.items.insert(index, value)
 
-    def _methods(self) -> frozenset[str]:
+    def __methods__(self) -> frozenset[str]:
         return CONTAINER_METHODS
 
 
@@ -206,39 +208,90 @@ class ForeignDeque(ForeignSequence):
     def __delitem__(self, index: Any) -> None:
         super().__delitem__(_position(index))
 
-    def insert(self, index: int, value: Any) -> None:
+    def __iter__(self) -> Iterator[Any]:
+        return _each_of(self, range(len(self)))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return _each_of(self, reversed(range(len(self))))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (ForeignDeque, collections.deque)):
+            return list(self) == list(other)
+        return _is_other(self, other)
+
+    def __hash__(self) -> int:
+        raise TypeError("unhashable type: 'collections.deque'")
+
+    def insert(self, index: int, value: Any, /) -> None:
         if len(self) == self.maxlen:
             raise IndexError("deque already at its maximum size")
         super().insert(index, value)
 
-    def append(self, value: Any) -> None:
+    def append(self, value: Any, /) -> None:
         self.__recipe__.items.append(value)
         if self.maxlen is not None and len(self) > self.maxlen:
             del self.__recipe__.items[0]
 
-    def appendleft(self, value: Any) -> None:
+    def appendleft(self, value: Any, /) -> None:
         self.__recipe__.items.insert(0, value)
         if self.maxlen is not None and len(self) > self.maxlen:
             del self.__recipe__.items[-1]
 
-    def extend(self, values: Iterable[Any]) -> None:
+    def extend(self, values: Iterable[Any], /) -> None:
         for value in list(values):
             self.append(value)
 
-    def extendleft(self, values: Iterable[Any]) -> None:
+    def extendleft(self, values: Iterable[Any], /) -> None:
         for value in list(values):
             self.appendleft(value)
 
-    def popleft(self) -> Any:
-        return self.pop(0)
+    def pop(self) -> Any:  # type: ignore[override]
+        return self.__recipe__.items.pop()
 
-    def rotate(self, steps: int = 1) -> None:
+    def popleft(self) -> Any:
+        return self.__recipe__.items.pop(0)
+
+    def rotate(self, steps: int = 1, /) -> None:
         items = self.__recipe__.items
         at = -steps % len(items) if items else 0
         items[:] = items[at:] + items[:at]
 
-    def _methods(self) -> frozenset[str]:
+    def __methods__(self) -> frozenset[str]:
         return frozenset(dir(collections.deque))
+
+
+def _each_of(deque: ForeignDeque, positions: Iterable[int]) -> Iterator[Any]:
+    items = deque.__recipe__.items
+    count = len(items)
+    for position in positions:
+        if len(items) != count:
+            raise RuntimeError("deque mutated during iteration")
+        yield items[position]
+    if len(items) != count:
+        raise RuntimeError("deque mutated during iteration")
+
+
+def _is_other(one: ForeignObject, other: object) -> bool:
+    """What `==` gives for what is of none of the kinds that an object of Python's own could be equal to."""
+    if isinstance(other, ForeignObject) and not isinstance(other, _OWN_KINDS):
+        raise cannot_answer(one, f"whether it equals an object of {global_path(other.__class__)}")
+    return False
+
+
+def _refuse_mirrored(obj: ForeignMapping, key: Any) -> None:
+    """Refuse a change of an item that is an attribute, too: its class would have set both."""
+    if key in vars(obj):
+        raise cannot_answer(obj, f"the change of the item {key!r}, which is an attribute, too")
+
+
+def _made_for_missing(obj: ForeignDefaultDict, key: Any) -> Any:
+    factory = obj.default_factory
+    if factory is None:
+        raise KeyError(key)
+    make = _FACTORIES.get(global_path(factory) if isinstance(factory, ForeignGlobal) else "")
+    if make is None:
+        raise cannot_answer(obj, f"for the missing item {key!r}, which {factory!r} would make")
+    return make()
 
 
 def _position(index: Any) -> Any:
@@ -247,13 +300,12 @@ def _position(index: Any) -> Any:
     return index
 
 
+_OWN_KINDS = (ForeignNamespace, ForeignDefaultDict, ForeignDeque)
 KINDS: tuple[type[ForeignObject], ...] = (
     ForeignObject,
-    ForeignNamespace,
     ForeignMapping,
-    ForeignDefaultDict,
     ForeignSequence,
-    ForeignDeque,
+    *_OWN_KINDS,
 )
 """Every class that a foreign object can have."""
 

@@ -11,6 +11,7 @@ import copyreg
 import io
 import pickle
 import sys
+import threading
 import types
 from collections.abc import Callable
 from functools import partial
@@ -40,6 +41,14 @@ FRAMES_PER_LEVEL = 12
 _MIGRATIONS_PREFIX = "_migrate_ckpt_"
 
 
+# Foreign globals have the names of placeholders while a pickle is written, and copies of a checkpoint share them.
+_one_at_a_time = threading.RLock()
+
+
+class _NeedsProtocol4(Exception):
+    """The value holds what only protocol 4 can say without an import."""
+
+
 class TensorReducer(Protocol):
     """Knows how torch's values are pickled."""
 
@@ -59,12 +68,18 @@ class TensorReducer(Protocol):
 def write_pickle(value: Any, reducer: TensorReducer, protocol: int = 2) -> bytes:
     """The pickle of a value. Protocols 2 to 5.
 
+    In place of 2 and 3 it is 4 where the value holds what these cannot say without an import: a nested class by its
+    name, or keyword arguments of `__new__`.
+
     Raises:
         UnwritableCheckpoint: The value holds what cannot be pickled.
     """
     try:
-        data = _write_by_placeholders(value, reducer, protocol) if protocol < 4 else None
-        return _write_in_python(value, reducer, protocol) if data is None else data
+        with _one_at_a_time:
+            data = _write_by_placeholders(value, reducer, protocol) if protocol < 4 else None
+            return _write_in_python(value, reducer, protocol) if data is None else data
+    except _NeedsProtocol4:
+        return write_pickle(value, reducer, 4)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise UnwritableCheckpoint(f"the migrated checkpoint cannot be written: {error}") from error
 
@@ -131,8 +146,8 @@ class _Reduces:
         super().__init__(output, protocol)  # type: ignore[call-arg]
         self._reducer = reducer
         self._reducers: dict[type, Callable[[Any], Any]] = {
-            ForeignGlobal: _reduce_global,
-            **dict.fromkeys(KINDS, _reduce),
+            ForeignGlobal: partial(_reduce_global, protocol),
+            **dict.fromkeys(KINDS, partial(_reduce, protocol)),
             StorageHandle: reducer.written_as,
             types.FunctionType: _refuse_unimportable,
             type: _refuse_unimportable,
@@ -223,15 +238,20 @@ def _order_of(reducer: TensorReducer, member: Any) -> tuple[Any, ...]:
     return 0, _write_in_python(member, reducer, 2)
 
 
-def _reduce_global(found: ForeignGlobal) -> Any:
-    return found.__dict__.get("__via__") or found
+def _reduce_global(protocol: int, found: ForeignGlobal) -> Any:
+    via = found.__dict__.get("__via__")
+    if via is None and protocol < 4 and "." in found.__qualname__:
+        raise _NeedsProtocol4
+    return via or found
 
 
-def _reduce(obj: ForeignObject) -> tuple[Any, ...]:
+def _reduce(protocol: int, obj: ForeignObject) -> tuple[Any, ...]:
     """The recipe of a foreign object in the form that `__reduce_ex__` gives."""
     made = obj.__recipe__
     function, args = made.function, made.args
     if made.kwargs:
+        if protocol < 4:
+            raise _NeedsProtocol4
         function, args = copyreg.__newobj_ex__, (made.function, made.args, made.kwargs)  # type: ignore[attr-defined]
     elif made.is_new:
         function, args = copyreg.__newobj__, (made.function, *made.args)  # type: ignore[attr-defined]
@@ -245,14 +265,15 @@ def _reduce(obj: ForeignObject) -> tuple[Any, ...]:
 def _state(obj: ForeignObject) -> Any:
     made, attributes = obj.__recipe__, vars(obj)
     if made.state_kind == "slots":
-        slots = {name: attributes[name] for name in made.slot_names or () if name in attributes}
-        plain = {name: value for name, value in attributes.items() if name not in slots}
+        plain = {name: value for name, value in attributes.items() if name in made.plain_names}
+        # What is new, too: these are set one by one, in a slot or beside the slots.
+        slots = {name: value for name, value in attributes.items() if name not in plain}
         is_as_read = made.state is not None and all(map(_is_same, made.state, (plain, slots)))
         return made.state if is_as_read else (plain or None, slots)
-    if made.state_kind == "dict" or attributes:
+    if made.state_kind == "dict":
         is_as_read = made.state is not None and _is_same(made.state, attributes)
         return made.state if is_as_read else attributes
-    return made.state
+    return (None, attributes) if made.state_kind is None and attributes else made.state
 
 
 def _is_same(read: dict[str, Any] | None, held: dict[str, Any]) -> bool:

@@ -207,7 +207,9 @@ class _Node(Recorded):
         made = self.__recipe__
         if made.items is None:
             made.items = kind()
-        if type(made.items) is not kind or made.state_kind is not None:
+        if type(made.items) is not kind:
+            raise UnsafePickle("the pickle gives an object both items and keys, which is not read")
+        if made.state_kind is not None:
             raise UnsafePickle("the pickle fills an object in an order that no pickler writes")
         return made.items
 
@@ -252,7 +254,7 @@ def _attributes_of(made: Recipe) -> dict[str, Any] | None:
             # References of the two: of the tuple, of the name, of the argument.
             is_shared |= sys.getrefcount(slots) > 3
             is_shared |= plain is not None and (not plain or sys.getrefcount(plain) > 3)
-            made.state_kind, made.slot_names = "slots", tuple(slots)
+            made.state_kind, made.plain_names = "slots", frozenset(plain or ())
             made.state = state if is_shared else None
             return {**(plain or {}), **slots}
     return None

@@ -4,7 +4,9 @@ import argparse
 import collections
 import copy
 import pathlib
+import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -189,6 +191,50 @@ def slice_deque(items):
     return items
 
 
+def mutate_while_reading(items):
+    try:
+        for _ in items:
+            items.append(0)
+    except RuntimeError as error:
+        items.append(str(error))
+    try:
+        for _ in reversed(items):
+            items.pop()
+    except RuntimeError as error:
+        items.append(str(error))
+    for position, item in enumerate(items):
+        items[position] = [item]
+    try:
+        items.pop(0)
+    except TypeError:
+        items.append("no position")
+    return items
+
+
+def compare_deque(items):
+    items.append([items == collections.deque([1, 2]), items == [1, 2], items != [1, 2]])
+    return items
+
+
+def compare_mapping(table):
+    table["seen"] = table == {"a": [1]}, table == [], table != {"a": [1]}
+    return table
+
+
+def refuse_hash(value):
+    try:
+        hash(value)
+    except TypeError as error:
+        known = str(error)
+    if isinstance(value, collections.abc.MutableMapping):
+        value["hash"] = known
+    elif hasattr(value, "append"):
+        value.append(known)
+    else:
+        value.known = known
+    return value
+
+
 def fill(items):
     items.append(len(items))
     return items
@@ -228,6 +274,15 @@ EDITS = {
     "list subclass": (a_row(), edit_row),
     "list subclass with attributes": (a_row(unit=["m"], scale=2), edit_attribute),
     "deque": (collections.deque([1, 2, 3]), edit_deque),
+    "deque, changed while it is read": (
+        collections.deque([1, 2, 3, 4, 5]),
+        mutate_while_reading,
+    ),
+    "deque, compared": (collections.deque([1, 2]), compare_deque),
+    "defaultdict, compared": (collections.defaultdict(list, {"a": [1]}), compare_mapping),
+    "deque, hashed": (collections.deque([1, 2]), refuse_hash),
+    "defaultdict, hashed": (collections.defaultdict(list, {"a": [1]}), refuse_hash),
+    "namespace, hashed": (argparse.Namespace(lr=1), refuse_hash),
     "deque, ends": (collections.deque([1, 2, 3]), edit_ends),
     "deque, slice": (collections.deque([1, 2, 3]), slice_deque),
     "deque, full": (collections.deque([1, 2, 3], maxlen=4), overflow),
@@ -275,8 +330,19 @@ def mirrored():
     return made
 
 
+class MyNamespace(argparse.Namespace):
+    """A class that may compare otherwise."""
+
+
 # What only the class knows.
 UNKNOWN = {
+    "whether one of a subclass is equal": (
+        [argparse.Namespace(a=1), MyNamespace(a=1)],
+        lambda both: both[0] == both[1],
+    ),
+    "the hash of a dict": (a_table(), hash),
+    "the hash of a list": (a_row(), hash),
+    "an array": (numpy.float64(3.0), numpy.asarray),
     "an attribute that may be an item": (Odd(lr=1), lambda odd: setattr(odd, "lr", 2)),
     "the reading of one": (Odd(lr=1), lambda odd: odd.lr),
     "an item that is an attribute, too": (mirrored(), lambda both: both.__setitem__("lr", 2)),
@@ -307,6 +373,91 @@ def test_what_only_the_class_knows_is_an_error_and_no_guess(foreign, value, ask)
 def test_a_deque_takes_no_attributes(foreign):
     with pytest.raises(AttributeError, match="no attribute 'unit'"):
         foreign(collections.deque()).unit = 1
+
+
+@pytest.mark.parametrize("value", [slotted(Slotted), slotted(SlottedBeside), Slotted()])
+def test_a_new_attribute_goes_into_a_slot(foreign, real, value):
+    made = foreign(value)
+    for name in list(vars(made)):
+        delattr(made, name)
+
+    made.left = 7
+
+    again = real(made)
+    assert again.left == 7
+    assert not hasattr(again, "right")
+    assert not getattr(again, "__dict__", None)
+
+
+def test_names_of_our_own_are_nothing_that_an_object_has(foreign):
+    args = foreign(argparse.Namespace(_methods=1, _refuse_mirrored=2))
+
+    assert not hasattr(args, "missing")
+    assert (args._methods, args._refuse_mirrored) == (1, 2)
+    assert not any(
+        hasattr(foreign(argparse.Namespace()), name) for name in ("_methods", "_missing")
+    )
+
+
+class Outer:
+    class Inner:
+        pass
+
+
+class WithKeywords:
+    def __new__(cls, *, size):
+        made = super().__new__(cls)
+        made.made_of = size
+        return made
+
+    def __getnewargs_ex__(self):
+        return (), {"size": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "protocol"),
+    [
+        *(
+            (value, p)
+            for value in (Outer.Inner, Outer.Inner(), WithKeywords(size=3))
+            for p in (2, 4)
+        ),
+        (torch.channels_last, 4),  # Torch itself cannot save it in protocol 2.
+    ],
+)
+def test_what_protocol_2_cannot_say_is_written_all_the_same(foreign, real, value, protocol):
+    again = real(foreign(value, protocol))
+
+    assert type(again) is type(value)
+    assert getattr(again, "made_of", None) == getattr(value, "made_of", None)
+
+
+def test_a_class_may_be_renamed_to_a_nested_one(foreign, real):
+    value = foreign(argparse.Namespace())
+
+    recipe(value).function = ForeignGlobal.named(Outer.__module__, "Outer.Inner")
+
+    assert type(real(value)) is Outer.Inner
+
+
+def test_checkpoints_that_share_classes_can_be_written_by_several_threads(tmp_path):
+    torch.save(
+        {"class": Outer, "all": [argparse.Namespace(i=i) for i in range(50)]}, tmp_path / "a"
+    )
+    ckpt = read_checkpoint(tmp_path / "a")
+    copies = [ckpt, *(copy.deepcopy(ckpt) for _ in range(3))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(copies)) as pool:
+            for _ in range(5):
+                paths = [tmp_path / f"{i}.pt" for i in range(len(copies))]
+                list(pool.map(write_checkpoint, copies, paths))
+                written = {path.read_bytes() for path in paths}
+                assert len(written) == 1
+    finally:
+        sys.setswitchinterval(interval)
+    assert copies[0]["class"].__module__ == Outer.__module__
 
 
 class Keeper:
