@@ -33,6 +33,8 @@ from migrate_ckpt.report import Report
 from migrate_ckpt.runner import OnStep, run_plan
 from migrate_ckpt.verifying import refuse_unmet
 
+_NAMES_SHOWN = 10
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -146,9 +148,19 @@ def _migrate(
     with without_garbage_collection():
         pieces, format, sentences = lay_out_as(ckpt, container, contents.protocol, options.format)
     target = {"format": format, "size": pieces.size, "copied_bytes": pieces.copied_bytes}
+    sentences = (*_hidden_calls_left_out(contents), *sentences)
     return replace(
         report, warnings=(*report.warnings, *sentences), source=source, target=target
     ), pieces
+
+
+def _hidden_calls_left_out(contents: Contents) -> tuple[str, ...]:
+    if not contents.hidden_calls:
+        return ()
+    paths = dict.fromkeys(global_path(call.__class__) for call in contents.hidden_calls)
+    more = " and others" if len(paths) > _NAMES_SHOWN else ""
+    shown = ", ".join([*paths][:_NAMES_SHOWN]) + more
+    return (f"Calls whose results nothing in the file holds are not in the new one: {shown}.",)
 
 
 def _refuse_other_format(container: Container, source: PartialSource, options: RunOptions) -> None:
@@ -257,9 +269,10 @@ def _refuse(value: Any) -> NoReturn:
     elif isinstance(value, ForeignGlobal):
         kind = f"the class or function {global_path(value)}"
     elif isinstance(value, StorageHandle):
-        kind = f"a storage by itself, {global_path(value.type)},"
+        kind = f"a storage by itself ({global_path(value.type)})"
     raise UnreadableCheckpoint(
-        f"the file holds {kind}, not a mapping. Save a dict or a state dict, or turn it into one in a migration"
+        f"the file holds {kind}, not a mapping that can be worked with. Save a dict or a state dict, or turn it into "
+        "one in a migration"
     )
 
 

@@ -132,8 +132,10 @@ def describe_zip(source: Source) -> str | None:
     start = source.read(0, START_BYTES)
     if b"data.pkl" in start or b"data.pkl" in tail:
         return None
-    length = int.from_bytes(start[26:28], "little")
-    name = start[_LOCAL_NAME_OFFSET : _LOCAL_NAME_OFFSET + min(length, 80)]
+    length = min(int.from_bytes(start[26:28], "little"), 80)
+    name = start[_LOCAL_NAME_OFFSET : _LOCAL_NAME_OFFSET + length]
+    if not name or len(name) < length:
+        return None
     first = repr(name.decode("utf-8", "replace"))
     return _sentence(f"a zip whose first record is {first}, and no checkpoint of torch", _UNPACK)
 
@@ -152,14 +154,9 @@ def _is_tar(start: bytes) -> bool:
 
 
 def _is_text(start: bytes) -> bool:
-    start = start.removeprefix(codecs.BOM_UTF8)
     try:
         # The last character may be cut off.
-        text = (
-            start.decode("utf-8")
-            if len(start) < START_BYTES
-            else start[:-4].decode("utf-8", "ignore")
-        )
+        text = codecs.getincrementaldecoder("utf-8")().decode(start.removeprefix(codecs.BOM_UTF8))
     except UnicodeDecodeError:
         return False
     return all(character.isprintable() or character in "\t\n\r\f" for character in text)

@@ -1,8 +1,8 @@
 """Makes torch tensors over the mapped bytes of a source.
 
-A tensor is built from its storage, offset, size and stride after these were
-checked with Python's integers; everything else that torch can rebuild (sparse, quantised, subclasses, hooks) stays
-a foreign object, whose bytes are carried along untouched.
+A tensor is built from its storage, offset, size and stride after these were checked with Python's integers; everything
+else that torch can rebuild (sparse, quantised, subclasses, hooks) stays a foreign object, whose bytes are carried along
+untouched.
 """
 
 from __future__ import annotations

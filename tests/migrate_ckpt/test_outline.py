@@ -6,7 +6,7 @@ import zipfile
 
 import torch
 
-from migrate_ckpt import inspect_file
+from migrate_ckpt import inspect_file, migrate_file
 from migrate_ckpt.outline import each_once
 
 
@@ -142,3 +142,7 @@ def test_a_call_whose_result_is_thrown_away_is_listed_as_hidden(tmp_path):
     assert found["globals"] == ["os.getpid"]
     assert found["hidden_calls"] == {"os.getpid": 1}
     assert found["outline"] == [{"path": ["x"], "kind": "int", "text": "1"}]
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "0001_x.py").write_text("def handle(ckpt):\n    return ckpt\n")
+    report = migrate_file(tmp_path / "y.pt", tmp_path / "z.pt", folder=tmp_path / "migrations")
+    assert any("are not in the new one: os.getpid" in sentence for sentence in report.warnings)

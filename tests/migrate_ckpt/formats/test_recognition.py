@@ -115,6 +115,7 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "text": ("Grüße\n".encode(), "text", "safetensors"),
     "long text": (("ö" * 1000).encode(), "text", "safetensors"),
     "random bytes": (bytes(range(255, 0, -1)) * 9, "none that is known", "safetensors"),
+    "bytes that are no text": (b"\xff" * 600, "none that is known", "safetensors"),
     "one byte": (b"\x80", "none that is known", "safetensors"),
     "nothing": (b"", "empty", "again"),
 }  # fmt: skip
@@ -146,6 +147,15 @@ def test_a_hostile_name_in_a_zip_is_escaped(write):
         inspect_file(path)
 
     assert str(raised.value).isprintable()
+
+
+def test_the_beginning_of_a_checkpoint_is_not_taken_for_another_zip(save, write):
+    data = save({"a": torch.ones(100)}).read_bytes()
+
+    for length in (5, 10, 35):
+        with pytest.raises(UnreadableCheckpoint) as raised:
+            inspect_file(write(data[:length], "cut.pt"))
+        assert "first record" not in str(raised.value)
 
 
 def test_a_damaged_checkpoint_is_not_taken_for_another_zip(save):
