@@ -122,7 +122,11 @@ class _SharedStorages(TorchFunctionMode):
     def _twin(self, tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
         if type(tensor) is not torch.Tensor or not _can_share(tensor):
             self.copied_tensors.add(id(tensor))
-            copied: torch.Tensor = torch.Tensor.__deepcopy__(tensor, memo)  # type: ignore[no-untyped-call]
+            try:
+                copied: torch.Tensor = torch.Tensor.__deepcopy__(tensor, memo)  # type: ignore[no-untyped-call]
+            except (NotImplementedError, RuntimeError):
+                # Of kinds without a storage, and of what was computed, torch makes clones only.
+                copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
             return copied
         twin = self._on_shared_storage(tensor)
         if tensor.requires_grad:

@@ -197,6 +197,8 @@ KINDS = {
     "complex": lambda: torch.tensor([1 + 2j]),
     "conjugate": lambda: torch.tensor([1 + 2j]).conj(),
     "sparse": lambda: torch.eye(3).to_sparse(),
+    "compressed sparse": lambda: torch.eye(3).to_sparse_csr(),
+    "computed": lambda: torch.eye(3).to_sparse().requires_grad_() * 2,
     "scalar": lambda: torch.tensor(3.0),
     "empty": lambda: torch.empty(0, 3),
     "expanded": lambda: torch.ones(1).expand(3, 4),
@@ -205,6 +207,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 def test_every_kind_of_tensor_is_copied_as_what_it_is(make):
     tensor = make()
@@ -214,7 +217,8 @@ def test_every_kind_of_tensor_is_copied_as_what_it_is(make):
     described = [(t.dtype, t.shape, t.layout, t.device) for t in (twin, tensor)]
     assert described[0] == described[1]
     if not tensor.is_meta:
-        assert torch.equal(*(t.to_dense() if t.is_sparse else t for t in (twin, tensor)))
+        assert torch.equal(*(t.to_dense() for t in (twin, tensor)))
+        assert twin.requires_grad == tensor.requires_grad
 
 
 def test_foreign_memory_is_copied_once_and_the_log_says_how_much(caplog):
