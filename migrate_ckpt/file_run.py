@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypedDict
 from migrate_ckpt.absent import is_absent
 from migrate_ckpt.errors import MigrationFailed, RequirementsNotMet, UnreadableCheckpoint
 from migrate_ckpt.folder import MigrationSet
-from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, global_path
+from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, describe, global_path
 from migrate_ckpt.formats import open_container
 from migrate_ckpt.formats.allowed_globals import refuse_globals
 from migrate_ckpt.formats.container import Container, Contents
@@ -157,7 +157,7 @@ def _migrate(
 def _hidden_calls_left_out(contents: Contents) -> tuple[str, ...]:
     if not contents.hidden_calls:
         return ()
-    paths = dict.fromkeys(global_path(call.__class__) for call in contents.hidden_calls)
+    paths = dict.fromkeys(map(describe, contents.hidden_calls))
     more = " and others" if len(paths) > _NAMES_SHOWN else ""
     shown = ", ".join([*paths][:_NAMES_SHOWN]) + more
     return (f"Calls whose results nothing in the file holds are not in the new one: {shown}.",)

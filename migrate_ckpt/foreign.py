@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import types
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .errors import ForeignObjectError
@@ -25,6 +27,7 @@ CONTAINER_METHODS = frozenset(
     name for name in (*dir(dict), *dir(list)) if not name.startswith("__")
 )
 
+_NAMES_SHOWN = 10
 _class_slot = object.__dict__["__class__"]
 
 
@@ -123,17 +126,30 @@ def global_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _describe(obj: ForeignObject) -> str:
+def describe(obj: ForeignObject) -> str:
+    """What was called, or instantiated, to make an object."""
     function = obj.__recipe__.function
     if isinstance(function, ForeignGlobal):
         return global_path(function)
-    return f"a call of what {_describe(function)} gave"
+    return f"a call of what {describe(function)} gave"
+
+
+def _names_of(obj: ForeignObject) -> str:
+    """The first names of its attributes, whatever characters these have."""
+    names = [
+        name if name.isprintable() else ascii(name)
+        for name in itertools.islice(vars(obj), _NAMES_SHOWN)
+    ]
+    more = len(vars(obj)) - len(names)
+    return (", ".join(name[:80] for name in names) or "none") + (
+        f" and {more} more" if more else ""
+    )
 
 
 def cannot_answer(obj: ForeignObject, question: str) -> ForeignObjectError:
     """The error for what only the class of an object could answer."""
     return ForeignObjectError(
-        f"{_describe(obj)} is a foreign object, kept without importing its class: it cannot answer {question}. "
+        f"{describe(obj)} is a foreign object, kept without importing its class: it cannot answer {question}. "
         "Edit its attributes, items or recipe, replace it, or drop it"
     )
 
@@ -143,6 +159,19 @@ def _unanswerable(question: str) -> Any:
         raise cannot_answer(self, question)
 
     return refuse
+
+
+class _BeforeAttributes:
+    """A method that is found before an attribute of its name, which a file may give to an object."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __get__(self, obj: object, owner: type | None = None) -> Any:
+        return self._function if obj is None else types.MethodType(self._function, obj)
+
+    def __set__(self, obj: ForeignObject, value: object) -> NoReturn:
+        raise cannot_answer(obj, f"the setting of {self._function.__name__!r}")
 
 
 class Recorded:
@@ -168,7 +197,7 @@ class ForeignObject(Recorded):
         if not self.__recipe__.has_names or name in type(self).__methods__(self):
             raise cannot_answer(self, f"for its attribute {name!r}")
         raise AttributeError(
-            f"the foreign {_describe(self)} holds no attribute {name!r}; it holds {sorted(vars(self))}"
+            f"the foreign {describe(self)} holds no attribute {name!r}; it holds {_names_of(self)}"
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -197,11 +226,11 @@ class ForeignObject(Recorded):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        parts = [f"<foreign {_describe(self)}"]
+        parts = [f"<foreign {describe(self)}"]
         if self.__recipe__.args:
             parts.append(f"{len(self.__recipe__.args)} arguments")
         if vars(self):
-            parts.append(f"attributes {', '.join(map(str, vars(self)))}")
+            parts.append(f"attributes {_names_of(self)}")
         if self.__recipe__.items is not None:
             parts.append(f"{len(self.__recipe__.items)} items")
         return "; ".join(parts) + ">"
@@ -228,6 +257,7 @@ class ForeignObject(Recorded):
     def __copy__(self) -> ForeignObject:
         return _duplicate(self, lambda value: value)
 
+    @_BeforeAttributes
     def __deepcopy__(self, memo: dict[int, Any]) -> ForeignObject:
         return _duplicate(self, lambda value: copy.deepcopy(value, memo), memo)
 

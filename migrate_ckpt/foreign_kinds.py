@@ -38,8 +38,7 @@ class ForeignNamespace(ForeignObject):
             return vars(self) == vars(other)
         return _is_other(self, other)
 
-    def __hash__(self) -> int:
-        raise TypeError("unhashable type: 'Namespace'")
+    __hash__ = ForeignObject.__hash__
 
     def __methods__(self) -> frozenset[str]:
         return frozenset(dir(argparse.Namespace))
@@ -83,9 +82,7 @@ class ForeignMapping(ForeignObject, MutableMapping[Any, Any]):
         return key in self.__recipe__.items
 
     __eq__ = ForeignObject.__eq__
-
-    def __hash__(self) -> int:
-        raise cannot_answer(self, "for its hash")
+    __hash__ = ForeignObject.__hash__
 
     def get(self, key: Any, default: Any = None, /) -> Any:
         return self.__recipe__.items.get(key, default)
@@ -133,8 +130,7 @@ class ForeignDefaultDict(ForeignMapping):
             return bool(self.__recipe__.items == other)
         return _is_other(self, other)
 
-    def __hash__(self) -> int:
-        raise TypeError("unhashable type: 'collections.defaultdict'")
+    __hash__ = ForeignObject.__hash__
 
     def __methods__(self) -> frozenset[str]:
         return frozenset(dir(collections.defaultdict))
@@ -176,9 +172,6 @@ class ForeignSequence(ForeignObject, MutableSequence[Any]):
     __contains__ = MutableSequence.__contains__
     __iter__ = MutableSequence.__iter__
 
-    def __hash__(self) -> int:
-        raise cannot_answer(self, "for its hash")
-
     def insert(self, index: int, value: Any, /) -> None:
         self.__recipe__.items.insert(index, value)
 
@@ -219,8 +212,7 @@ class ForeignDeque(ForeignSequence):
             return list(self) == list(other)
         return _is_other(self, other)
 
-    def __hash__(self) -> int:
-        raise TypeError("unhashable type: 'collections.deque'")
+    __hash__ = ForeignObject.__hash__
 
     def insert(self, index: int, value: Any, /) -> None:
         if len(self) == self.maxlen:
@@ -273,7 +265,7 @@ def _each_of(deque: ForeignDeque, positions: Iterable[int]) -> Iterator[Any]:
 
 def _is_other(one: ForeignObject, other: object) -> bool:
     """What `==` gives for what is of none of the kinds that an object of Python's own could be equal to."""
-    if isinstance(other, ForeignObject) and not isinstance(other, _OWN_KINDS):
+    if isinstance(other, ForeignObject) and not isinstance(other, UNHASHABLE_KINDS):
         raise cannot_answer(one, f"whether it equals an object of {global_path(other.__class__)}")
     return False
 
@@ -300,12 +292,15 @@ def _position(index: Any) -> Any:
     return index
 
 
-_OWN_KINDS = (ForeignNamespace, ForeignDefaultDict, ForeignDeque)
+UNHASHABLE_KINDS = (ForeignNamespace, ForeignDefaultDict, ForeignDeque)
+"""The kinds of Python's own. A foreign object has a hash all the same, so that whatever a file holds can be carried."""
+
+
 KINDS: tuple[type[ForeignObject], ...] = (
     ForeignObject,
     ForeignMapping,
     ForeignSequence,
-    *_OWN_KINDS,
+    *UNHASHABLE_KINDS,
 )
 """Every class that a foreign object can have."""
 

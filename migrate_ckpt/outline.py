@@ -13,6 +13,7 @@ from migrate_ckpt.operations.sections import is_tensor
 
 MAX_ENTRIES = 100_000
 MAX_DEPTH = 32
+MAX_KEY_LENGTH = 1000
 MAX_TEXT_LENGTH = 200
 
 
@@ -159,10 +160,29 @@ def _text(value: object) -> str:
     if type(value) in (set, frozenset):
         # All of it would be written out, at each of the places that it is at.
         return f"a {type(value).__name__} of {len(value)}"  # type: ignore[arg-type]
+    if type(value) is tuple and _length(value, MAX_KEY_LENGTH) > MAX_KEY_LENGTH:
+        return f"a tuple of {len(value)}"
     if type(value) in (str, bytes, bytearray):
         value = value[:MAX_TEXT_LENGTH]  # type: ignore[index]
     shown = printable(value if type(value) is str else repr(value))
     return shown if len(shown) <= MAX_TEXT_LENGTH else shown[: MAX_TEXT_LENGTH - 3] + "..."
+
+
+def _length(value: object, most: int) -> int:
+    """About how long the text of a tuple's part is; no more exactly than up to `most`."""
+    if type(value) in (str, bytes):
+        return len(value)  # type: ignore[arg-type]
+    if type(value) is int:
+        return value.bit_length() // 3
+    if type(value) in (set, frozenset):
+        return MAX_KEY_LENGTH * len(value)  # type: ignore[arg-type]
+    length = 1
+    if type(value) is tuple:
+        for part in value:
+            if length > most:
+                break
+            length += _length(part, most - length)
+    return length
 
 
 def printable(text: str) -> str:

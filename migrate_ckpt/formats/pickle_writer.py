@@ -23,7 +23,7 @@ from migrate_ckpt.foreign import (
     ForeignObject,
     recipe,
 )
-from migrate_ckpt.foreign_kinds import KINDS
+from migrate_ckpt.foreign_kinds import KINDS, UNHASHABLE_KINDS
 from migrate_ckpt.formats.opcodes import (
     WRITTEN_TYPES,
     PlainTensor,
@@ -200,7 +200,8 @@ class _PythonPickler(_Reduces, _PurePickler):  # type: ignore[misc]
 
     def __init__(self, output: io.BytesIO | _Output, protocol: int, reducer: TensorReducer) -> None:
         super().__init__(output, protocol, reducer)
-        self._reducers |= dict.fromkeys((set, frozenset), partial(_reduce_set, reducer))
+        order = partial(_order_of, reducer, protocol)
+        self._reducers |= dict.fromkeys((set, frozenset), partial(_reduce_set, order))
 
     def placeholder(self, obj: Any, written: Written) -> str:
         self._written = written
@@ -220,22 +221,24 @@ def _reduce_class(classes: set[type], found: type) -> Any:
     return _refuse_unimportable(found)
 
 
-def _reduce_set(reducer: TensorReducer, members: Any) -> tuple[Any, ...]:
+def _reduce_set(order: Callable[[Any], Any], members: Any) -> tuple[Any, ...]:
     """The members in an order that is the same everywhere."""
-    return type(members), (sorted(members, key=partial(_order_of, reducer)),)
+    return type(members), (sorted(members, key=order),)
 
 
-def _order_of(reducer: TensorReducer, member: Any) -> tuple[Any, ...]:
+def _order_of(reducer: TensorReducer, protocol: int, member: Any) -> tuple[Any, ...]:
     """What a member of a set is sorted by: its content, and an object, which may lead back to the set, by its place.
 
     Of what can be hashed nothing else leads back: tuples and frozen sets are made after what they hold.
     """
     if isinstance(member, ForeignObject):
+        if isinstance(member, UNHASHABLE_KINDS):
+            raise UnwritableCheckpoint(f"a set holds {member!r}, and nobody could load that")
         return 2, recipe(member).place
     if type(member) in (tuple, frozenset):
-        parts = [_order_of(reducer, part) for part in member]
+        parts = [_order_of(reducer, protocol, part) for part in member]
         return 1, type(member).__name__, parts if type(member) is tuple else sorted(parts)
-    return 0, _write_in_python(member, reducer, 2)
+    return 0, _write_in_python(member, reducer, protocol)
 
 
 def _reduce_global(protocol: int, found: ForeignGlobal) -> Any:

@@ -68,9 +68,11 @@ _WEB_PAGE = (
 
 # Protocols 0 and 1: a dict or list that is put into the memo, or a class.
 _OLD_PICKLE = re.compile(rb"\([dl]p\d+\n|[}\]]q.|c[\w.]+\n[\w.]+\n[(p)q]", re.DOTALL)
-# What a page may begin with: a byte order mark, space, comments; and then its first element.
+# What a page may begin with: a byte order mark, space, comments; and then its first element. A comment ends at its
+# first end only: else there would be as many ways to try as there are subsets of the comments.
 _PAGE = re.compile(
-    rb"(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--.*?-->)*<(?:!doctype html|(?:html|head|body|title|meta|script)\b)",
+    rb"(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?:(?!-->).)*-->)*"
+    rb"<(?:!doctype html|(?:html|head|body|title|meta|script)\b)",
     re.DOTALL | re.IGNORECASE,
 )
 # The signature is at the beginning, or behind a block of the user's own, of 512 bytes or twice as many and so on

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_NAME_LENGTH = 1000
 MAX_GLOBALS = 20_000
+MAX_SHARED_NAMES = 1_000_000
+"""Attributes of all objects whose state something else refers to: each gets its own, which the file did not pay for."""
 
 _GETATTR = (("builtins", "getattr"), ("__builtin__", "getattr"))
 
@@ -71,14 +73,21 @@ class Load:
     def finish(self) -> None:
         """Turn what was recorded into foreign objects, which answer migrations."""
         for ordered in self.ordered:
-            if any(hasattr(OrderedDict, name) for name in vars(ordered)):
+            if any(map(_is_of_the_class, vars(ordered))):
                 raise UnsafePickle("the pickle replaces a method of an OrderedDict")
         for found in self.globals.values():
             if isinstance(found, ForeignGlobal):
                 _stop_recording(found)
         self._take_hidden_calls()
+        copied = 0
         for node in self.nodes:
             _become_foreign(node)
+            if node.__recipe__.state is not None:
+                copied += len(vars(node))
+                if copied > MAX_SHARED_NAMES:
+                    raise TooLarge(
+                        f"the objects of the pickle share states of more than {MAX_SHARED_NAMES} attributes in all"
+                    )
         # Some are methods of this load, which would stay with all of it until garbage is collected.
         self.folds.clear()
 
@@ -138,7 +147,8 @@ class Load:
             if sys.getrefcount(self.nodes[index]) == 2:
                 node = self.nodes.pop(index)
                 made = node.__recipe__
-                target = made.args[0] if len(made.args) == 2 else None
+                is_bare = not made.is_new and made.state_kind is None and made.items is None
+                target = made.args[0] if is_bare and len(made.args) == 2 else None
                 if (
                     type(target) is _Node
                     and target.__recipe__.setter is None
@@ -149,6 +159,11 @@ class Load:
                 else:
                     _become_foreign(node)
                     self.hidden_calls.append(node)
+
+
+def _is_of_the_class(name: object) -> bool:
+    """Whether an attribute of an OrderedDict would stand before a method or be none that can be asked for."""
+    return type(name) is not str or name.startswith("__") or hasattr(OrderedDict, name)
 
 
 class _Refused:

@@ -69,7 +69,9 @@ class StorageHandle:
         self.dtype_name, self.itemsize = STORAGE_TYPES[global_path(self.type)]
 
     def __setstate__(self, state: object) -> NoReturn:
-        raise UnsafePickle("the pickle sets a state on a storage")
+        raise UnsafePickle("the pickle changes a storage")
+
+    append = extend = add = __setstate__
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

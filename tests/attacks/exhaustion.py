@@ -43,6 +43,8 @@ def attacks(command: str) -> Iterator[Attack]:
     yield from _deep_by_memo()
     for name, opcodes in _endless_as_a_tree():
         yield Attack(f"T10-{name}", checkpoint(opcodes), (PRESERVED,))
+    for name, opcodes, outcome in _shared():
+        yield Attack(f"T10-{name}", checkpoint(opcodes), (outcome,))
     for name, opcodes, outcome in _memory():
         yield Attack(f"T11-{name}", checkpoint(opcodes, 5), (outcome,))
 
@@ -53,6 +55,19 @@ def doubled(start: bytes, levels: int = 60) -> bytes:
     for index in range(10, 10 + levels):
         opcodes += put(index) + get(index) + b"\x86"
     return opcodes
+
+
+def _shared() -> Iterator[tuple[str, bytes, str]]:
+    """What is small in the file and large wherever it is looked at."""
+    state = dict_of(*((text(f"name{i}"), NONE) for i in range(2000)))
+    made = named("a", "B") + NOTHING + b"\x81"
+    objects = (made + get(5) + b"b" for _ in range(2000))
+    yield "one-state-of-many-objects", list_of(state + put(5), *objects), BOMB
+    key = tuple_of(text("x" * 200_000), number(1)) + put(5)
+    dicts = (dict_of((get(5), number(1))) for _ in range(500))
+    yield "one-long-key-of-many", list_of(key, *dicts), PRESERVED
+    table = call(named("collections", "defaultdict"), named("builtins", "list")) + put(5)
+    yield "key-of-itself", table + get(5) + number(1) + b"s", PRESERVED
 
 
 def _heavy_keys() -> Iterator[tuple[str, bytes]]:

@@ -162,6 +162,10 @@ def _whole_files(command: str) -> Iterator[Attack]:
     }
     for name, value in wholes.items():
         yield Attack(f"T21-whole-file-is-a-{name}", torch_zip(pickled(value)), (FAILED, DAMAGED))
+    for name in (number(1), text("__deepcopy__"), text("items")):
+        odd = ordered_dict() + dict_of((name, NONE)) + BUILD
+        yield Attack(f"T21-ordered-dict-with-{name!r:.20}", checkpoint(odd), (UNSAFE,))
+    yield Attack("T24-page-of-comments", b"<!---->" * 70 + b"x", (DAMAGED,))
     yield Attack("T24-empty", b"", (DAMAGED, "empty_file"))
     yield Attack("T24-empty-checkpoint", torch_zip(pickled(b"}")), (PRESERVED,))
     # What torch would load without its safety where an environment variable says so.

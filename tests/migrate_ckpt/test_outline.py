@@ -87,6 +87,19 @@ def test_shared_values_do_not_multiply_without_end(tmp_path):
     assert len(found["outline"]) <= 100_000
 
 
+def test_a_long_key_is_not_written_out(tmp_path):
+    key = ("x" * 1_000_000, 1)
+    values = {"many": [{key: 1} for _ in range(2000)], (("a", (1, 2)),): 2, ("y" * 100,) * 30: 3}
+
+    found = inspected(tmp_path, values)["outline"]
+
+    assert {entry["path"][-1] for entry in found} == {
+        "a tuple of 2",
+        "(('a', (1, 2)),)",
+        "a tuple of 30",
+    }
+
+
 def test_every_value_is_visited_once_however_often_it_is_shared():
     value: list = [1]
     for _ in range(200):

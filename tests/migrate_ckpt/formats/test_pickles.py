@@ -208,6 +208,18 @@ def test_a_call_whose_result_is_thrown_away_is_reported_and_not_written():
     assert b"system" not in write(pickled.value)
 
 
+@pytest.mark.parametrize(
+    "unheld",
+    [b"cb\nC\nh\x00X\x01\x00\x00\x00s\x86\x81", b"cb\nC\nh\x00X\x01\x00\x00\x00s\x86R}b"],
+    ids=["an instance", "a call with a state"],
+)
+def test_what_only_looks_like_the_setting_of_a_state_stays_a_hidden_call(unheld):
+    pickled = read(b"\x80\x02ca\nB\n)Rq\x00" + unheld + b"0.")
+
+    assert len(pickled.hidden_calls) == 1
+    assert pickled.value.__recipe__.setter is None
+
+
 REFUSED = {
     "a state on a global": b"\x80\x02cos\nsystem\n}X\x01\x00\x00\x00a" + b"K\x01sb.",
     "items on a global": b"\x80\x02cos\nsystem\nK\x01a.",
@@ -215,6 +227,8 @@ REFUSED = {
     "items after the state": b"\x80\x02ca\nB\n)R}bK\x01K\x02s.",
     "members in no set": b"\x80\x04\x8c\x01a\x8c\x01B\x93)R(K\x01\x90.",
     "a method of an ordered dict": b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb.",
+    "an attribute without a name": b"\x80\x02ccollections\nOrderedDict\n)R}K\x01K\x02sb.",
+    "members of a global": b"\x80\x04\x8c\x01a\x8c\x01B\x93(K\x01\x90.",
     "a global with a line break": b"\x80\x04\x8c\x05os\nxx\x8c\x01y\x93.",
     "a global without a name": b"\x80\x04\x8c\x02os\x8c\x00\x93.",
 }

@@ -100,6 +100,8 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "a web page with a comment": (b"<!-- by\n <us> -->\n<html>", "web page", "again"),
     "a web page without a root": (b"<head><title>404</title>", "web page", "again"),
     "a web page as XML": (b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC>', "web page", "again"),
+    "comments without end": (b"<!---->" * 70 + b"x", "text", "safetensors"),
+    "a page behind comments": (b"<!---->" * 60 + b"<html>", "web page", "again"),
     "text with a mark": (b"\xef\xbb\xbfhello", "text", "safetensors"),
     "text in brackets": (b"<header> is what it says", "text", "safetensors"),
     "JSON with a mark": (b"\xef\xbb\xbf{}", "JSON", "itself"),
