@@ -58,11 +58,12 @@ class Recipe:
         args: The positional arguments.
         kwargs: The keyword arguments, None when there are none.
         is_new: Whether `function` is instantiated through `__new__` (opcode NEWOBJ), not called (REDUCE).
-        state_kind: None; "dict": the state is the object's `__dict__`; "slots": so it is, and all but
-            the names in `plain_names` are set one by one, as those of slots are; "other": any other value, in `state`.
+        state_kind: None; "dict": the state is the object's `__dict__`; "slots": so it is, and all but the names in
+            `plain_names` are set one by one, as those of slots are; "other": any other value, in `state`.
+        plain_names: None where a state of the kind "slots" has no part for others.
         state: Of the kind "other" the state. Of the kinds "dict" and "slots" the very state that was read, where
-            something else in the file refers to it or it says more than the attributes; it is what is written as long
-            as the attributes are what they were. Mostly None. Edit the attributes in its place.
+            something else in the file refers to it; it is what is written as long as the attributes are what they
+            were. Mostly None. Edit the attributes in its place.
         items: What was appended to it (a list) or set in it (a dict), else None.
         setter: The function that sets the state (sixth item of `__reduce__`), mostly None.
         place: A number that is higher for what was made later; a copy keeps it. It orders the members of a set.
@@ -90,7 +91,7 @@ class Recipe:
         self.is_new = is_new
         self.state_kind: str | None = None
         self.state: Any = None
-        self.plain_names: frozenset[str] = frozenset()
+        self.plain_names: frozenset[str] | None = None
         self.items: Any = None
         self.setter: Any = None
         self.place = next(_places)
@@ -128,10 +129,11 @@ def global_path(cls: type) -> str:
 
 def describe(obj: ForeignObject) -> str:
     """What was called, or instantiated, to make an object."""
-    function = obj.__recipe__.function
-    if isinstance(function, ForeignGlobal):
-        return global_path(function)
-    return f"a call of what {describe(function)} gave"
+    function, is_result = obj.__recipe__.function, False
+    while isinstance(function, ForeignObject):
+        function, is_result = function.__recipe__.function, True
+    path = global_path(function)
+    return f"a call of what {path} gave" if is_result else path
 
 
 def _names_of(obj: ForeignObject) -> str:

@@ -18,11 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from migrate_ckpt.errors import UnwritableCheckpoint
-from migrate_ckpt.foreign import (
-    ForeignGlobal,
-    ForeignObject,
-    recipe,
-)
+from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, recipe
 from migrate_ckpt.foreign_kinds import KINDS, UNHASHABLE_KINDS
 from migrate_ckpt.formats.opcodes import (
     WRITTEN_TYPES,
@@ -268,11 +264,12 @@ def _reduce(protocol: int, obj: ForeignObject) -> tuple[Any, ...]:
 def _state(obj: ForeignObject) -> Any:
     made, attributes = obj.__recipe__, vars(obj)
     if made.state_kind == "slots":
-        plain = {name: value for name, value in attributes.items() if name in made.plain_names}
+        names = made.plain_names or ()
+        plain = {name: value for name, value in attributes.items() if name in names}
         # What is new, too: these are set one by one, in a slot or beside the slots.
         slots = {name: value for name, value in attributes.items() if name not in plain}
         is_as_read = made.state is not None and all(map(_is_same, made.state, (plain, slots)))
-        return made.state if is_as_read else (plain or None, slots)
+        return made.state if is_as_read else (None if made.plain_names is None else plain, slots)
     if made.state_kind == "dict":
         is_as_read = made.state is not None and _is_same(made.state, attributes)
         return made.state if is_as_read else attributes

@@ -247,7 +247,7 @@ def _become_foreign(node: Any) -> None:
 def _attributes_of(made: Recipe) -> dict[str, Any] | None:
     """The state as attributes, where it is a dict by name or such a dict beside one for slots.
 
-    It is let go of, unless something else in the file refers to it or the attributes do not say all of it.
+    It is let go of, unless something else in the file refers to it.
     """
     state = made.state
     if made.state_kind is None or made.setter is not None:
@@ -268,8 +268,9 @@ def _attributes_of(made: Recipe) -> dict[str, Any] | None:
         if plain is None or not plain.keys() & slots.keys():
             # References of the two: of the tuple, of the name, of the argument.
             is_shared |= sys.getrefcount(slots) > 3
-            is_shared |= plain is not None and (not plain or sys.getrefcount(plain) > 3)
-            made.state_kind, made.plain_names = "slots", frozenset(plain or ())
+            is_shared |= plain is not None and sys.getrefcount(plain) > 3
+            made.state_kind = "slots"
+            made.plain_names = None if plain is None else frozenset(plain)
             made.state = state if is_shared else None
             return {**(plain or {}), **slots}
     return None

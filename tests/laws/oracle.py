@@ -45,10 +45,10 @@ def _reduced(obj: ForeignObject) -> tuple[Any, ...]:
     elif made.state_kind == "dict":
         state = vars(obj)
     elif made.state_kind == "slots":
-        names = made.plain_names
+        names = made.plain_names or ()
         plain = {key: value for key, value in vars(obj).items() if key in names}
         slots = {key: value for key, value in vars(obj).items() if key not in names}
-        state = (plain or None, slots)
+        state = (None if made.plain_names is None else plain, slots)
     function, args = made.function, made.args
     if made.kwargs:
         function, args = copyreg.__newobj_ex__, (function, args, made.kwargs)  # type: ignore[attr-defined]

@@ -522,6 +522,14 @@ def test_a_state_of_slots_comes_back_as_it_was(foreign, real, state):
     assert real(foreign(Keeper(state))).kept == state
 
 
+def test_a_state_that_nothing_else_refers_to_is_not_kept(foreign):
+    state = {"a": 1}
+
+    assert recipe(foreign(slotted(SlottedBeside))).state is None
+    assert recipe(foreign(argparse.Namespace(a=1))).state is None
+    assert recipe(foreign([Keeper(state), state])[0]).state == state
+
+
 def test_slots_that_several_refer_to_stay_one(foreign, real):
     plain, slots = {"a": 1}, {"b": 1}
     both = plain, slots

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from migrate_ckpt.errors import UnreadableCheckpoint, UnsafePickle, UnwritableCheckpoint
-from migrate_ckpt.foreign import ForeignGlobal, ForeignObject
+from migrate_ckpt.foreign import ForeignGlobal, ForeignObject, describe
 from migrate_ckpt.formats.container import Contents
 from migrate_ckpt.formats.pickle_reader import read_pickle
 from migrate_ckpt.formats.pickle_writer import write_pickle
@@ -218,6 +218,12 @@ def test_what_only_looks_like_the_setting_of_a_state_stays_a_hidden_call(unheld)
 
     assert len(pickled.hidden_calls) == 1
     assert pickled.value.__recipe__.setter is None
+
+
+def test_a_long_chain_of_calls_is_described():
+    pickled = read(b"\x80\x02cos\nL\n)R" + b")R" * 300 + b"0}.")
+
+    assert describe(pickled.hidden_calls[0]) == "a call of what os.L gave"
 
 
 REFUSED = {
