@@ -188,6 +188,7 @@ class MappedTensors:
         return handle
 
     def mapped_storage(self, handle: StorageHandle) -> torch.UntypedStorage:
+        """The storage over the bytes that a handle names; the same one each time."""
         storage = self._storages.get(handle.key)
         if storage is None:
             size = self._container.storages[handle.key].size

@@ -17,6 +17,7 @@ import torch
 
 from migrate_ckpt import Migration, migrate_ckpt, read_checkpoint, write_checkpoint
 from migrate_ckpt.copying import copy_sharing_storages
+from migrate_ckpt.formats.legacy_ids import StorageView
 
 WRITES = {
     "in place": lambda tensor: tensor.mul_(2),
@@ -144,6 +145,16 @@ def test_a_clone_that_an_object_makes_of_its_own_accord_is_one(kind):
     twin["average"].shadow.add_(1)
     assert twin["w"].tolist() == [1.0, 1.0, 1.0]
     assert twin["average"].start.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_part_of_a_storage_is_copied_with_its_storage(tmp_path):
+    handle = save(tmp_path / "a.pt", {"s": torch.ones(3).untyped_storage()})["s"]
+
+    twin = copy_sharing_storages([StorageView(handle, 1, 2), handle])
+
+    assert (twin[0].offset, twin[0].size) == (1, 2)
+    assert twin[0].root is twin[1]
+    assert twin[1].container is not handle.container
 
 
 def test_meta_tensors_keep_their_ties():
